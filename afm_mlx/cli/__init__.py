@@ -1,0 +1,59 @@
+"""The command line ``afm``. Exit codes: 0 done, 2 bad input (one line says why), 130 Ctrl-C."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import tyro
+
+from afm_mlx.cli import commands
+from afm_mlx.errors import AFMError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of ``afm``; returns the exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        command: Any = tyro.cli(
+            _named(
+                demo=commands.Demo,
+                summarize=commands.Summarize,
+                proofread=commands.Proofread,
+                rewrite=commands.Rewrite,
+                key_points=commands.KeyPoints,
+                reply=commands.Reply,
+                change=commands.Change,
+                chat=commands.Chat,
+                models=_named(
+                    list=commands.ListModels,
+                    download=commands.Download,
+                    remove=commands.Remove,
+                ),
+                doctor=commands.Doctor,
+                bench=commands.Bench,
+            ),
+            prog="afm",
+            args=arguments or ["--help"],
+            description="On-device language models for notifications and writing, on MLX.",
+            config=(tyro.conf.OmitArgPrefixes,),
+        )
+        return int(command.run())
+    except AFMError as error:
+        print(f"afm: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("afm: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # whoever read our output went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _named(**choices: Any) -> Any:
+    """A union of subcommands under the given names."""
+    union: Any = None
+    for name, command in choices.items():
+        member = Annotated[command, tyro.conf.subcommand(name.replace("_", "-"))]
+        union = member if union is None else union | member
+    return union

@@ -1,0 +1,271 @@
+"""What can be typed after ``afm``: one dataclass per command, whose fields are its options.
+
+Nothing heavy is imported before a command runs, so that ``afm --help`` answers at once.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+from afm_mlx.text import MAX_CHARACTERS
+
+Format = Literal["auto", "text", "json"]
+Tone = Literal["plain", "friendly", "professional", "concise"]
+Shape = Literal["points", "list", "table"]
+
+
+@dataclass(frozen=True)
+class Common:
+    """Options that all commands with a model share."""
+
+    model: str | None = None
+    """Model folder, .gguf file or hub repository; the embedded default if left out."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub repository."""
+    json: bool = False
+    """Print one JSON object per answer, for programs."""
+    temperature: float = 0.0
+    """0 always takes the likeliest token; higher values vary more."""
+    seed: int | None = None
+    """Makes a temperature above 0 repeatable."""
+
+
+@dataclass(frozen=True)
+class Input(Common):
+    """Options of commands that read texts."""
+
+    files: Positional[tuple[Path, ...]] = ()
+    """Files to read; standard input if none is given."""
+    format: Format = "auto"
+    """Treat the input as plain text or JSON; auto looks at its name and beginning."""
+    max_characters: int = MAX_CHARACTERS
+    """Refuse input that is longer than this."""
+
+
+@dataclass(frozen=True)
+class Summarize(Input):
+    """Summarize notifications, message threads or a text.
+
+    Text gives a summary of at most 3 sentences. JSON with "notifications" gives one line a
+    stack, marked if it is urgent:
+
+      {"app": "Mail", "group": "Ana", "notifications": [{"title": "Ana", "body": "..."}]}
+
+    One object, a list, or one object a line. Examples:
+
+      afm summarize letter.txt
+      pbpaste | afm summarize
+      afm summarize inbox.jsonl --json
+    """
+
+    priority: bool = True
+    """Also say whether a notification stack is urgent."""
+
+    def run(self) -> int:
+        from afm_mlx.cli import work
+
+        return work.summarize(self)
+
+
+@dataclass(frozen=True)
+class Proofread(Input):
+    """Correct spelling, grammar and punctuation, and list every change.
+
+    echo "its a nice day" | afm proofread
+    afm proofread letter.txt --json | jq .value.edits
+    """
+
+    def run(self) -> int:
+        from afm_mlx.cli import work
+
+        return work.proofread(self)
+
+
+@dataclass(frozen=True)
+class Rewrite(Input):
+    """Rewrite a text, in another tone if you name one.
+
+    afm rewrite --tone friendly mail.txt
+    pbpaste | afm rewrite --tone concise | pbcopy
+    """
+
+    tone: Tone = "plain"
+    """How the new text should sound."""
+
+    def run(self) -> int:
+        from afm_mlx.cli import work
+
+        return work.rewrite(self)
+
+
+@dataclass(frozen=True)
+class KeyPoints(Input):
+    """Give the 3 to 6 key points of a text, or turn it into a list or table.
+
+    afm key-points minutes.txt
+    afm key-points --shape table prices.txt
+    """
+
+    shape: Shape = "points"
+    """points: the most important ones; list and table: everything."""
+
+    def run(self) -> int:
+        from afm_mlx.cli import work
+
+        return work.key_points(self)
+
+
+@dataclass(frozen=True)
+class Reply(Input):
+    """Suggest two short replies to a message.
+
+    Text counts as the message itself; JSON gives the thread, the last message to be answered:
+
+      {"messages": [{"from": "me", "text": "..."}, {"from": "Ana", "text": "..."}]}
+
+      echo "Are you coming on Saturday?" | afm reply
+    """
+
+    def run(self) -> int:
+        from afm_mlx.cli import work
+
+        return work.reply(self)
+
+
+@dataclass(frozen=True)
+class Change(Input):
+    """Change a text as you describe.
+
+      afm change --instruction "move it to Thursday" invitation.txt
+
+    JSON may carry its own: {"text": "...", "instruction": "..."}
+    """
+
+    instruction: str | None = None
+    """What to change."""
+
+    def run(self) -> int:
+        from afm_mlx.cli import work
+
+        return work.change(self)
+
+
+@dataclass(frozen=True)
+class Demo(Common):
+    """Summarize a small inbox and try some writing tools.
+
+    Loads the embedded model (or --model) and shows its answers as they are written, with
+    timings. Nothing leaves this machine.
+    """
+
+    def run(self) -> int:
+        from afm_mlx.cli import demo
+
+        return demo.run(self)
+
+
+@dataclass(frozen=True)
+class Chat(Common):
+    """Talk to the model. Each line is one message; /new starts over, Ctrl-D ends.
+
+    Ctrl-C stops an answer. In a pipe, every input line is answered in turn:
+
+      echo "Name three rivers." | afm chat
+    """
+
+    instructions: str | None = None
+    """How the model should behave."""
+    max_tokens: int = 512
+    """Longest answer, in tokens."""
+
+    def run(self) -> int:
+        from afm_mlx.cli import chat
+
+        return chat.run(self)
+
+
+@dataclass(frozen=True)
+class ListModels:
+    """Show the embedded model and all readable models in the hub cache."""
+
+    json: bool = False
+    """Print one JSON object per model."""
+
+    def run(self) -> int:
+        from afm_mlx.cli import models
+
+        return models.show(self)
+
+
+@dataclass(frozen=True)
+class Download:
+    """Download a llama-family model from the Hugging Face Hub; goes on where it stopped.
+
+    afm models download HuggingFaceTB/SmolLM2-360M-Instruct
+    """
+
+    name: Positional[str]
+    """Repository, owner/name."""
+    revision: str | None = None
+    """Branch, tag or commit; the newest if left out."""
+
+    def run(self) -> int:
+        from afm_mlx.cli import models
+
+        return models.download(self)
+
+
+@dataclass(frozen=True)
+class Remove:
+    """Delete a model from the hub cache."""
+
+    name: Positional[str]
+    """Repository, owner/name."""
+
+    def run(self) -> int:
+        from afm_mlx.cli import models
+
+        return models.remove(self)
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Check this machine: device, memory, BLAS, compiler, models, versions.
+
+    Says what to do about each problem; exits with 1 if there is one.
+    """
+
+    json: bool = False
+    """Print the checks as one JSON object."""
+
+    def run(self) -> int:
+        from afm_mlx.cli import doctor
+
+        return doctor.run(self)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measure prefill, decoding and time to first token beside mlx-lm on the same weights.
+
+    On Linux also beside mlx-lm with the BLAS that the MLX wheel carries. All in one run, so
+    the ratios hold even where the machine is busy.
+    """
+
+    model: str | None = None
+    """Model folder, .gguf file or hub repository; the embedded default if left out."""
+    prompt_tokens: int = 512
+    """Length of the prompt."""
+    generate_tokens: int = 48
+    """Tokens to decode."""
+    repeats: int = 3
+    """Runs of each measurement; the median counts."""
+    json: bool = False
+    """Print one JSON object."""
+
+    def run(self) -> int:
+        from afm_mlx.cli import bench
+
+        return bench.run(self)

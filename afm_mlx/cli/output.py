@@ -1,0 +1,96 @@
+"""Show answers: live on a terminal, plain text in a pipe, JSON for programs."""
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.markdown import Markdown
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from afm_mlx.errors import DecodingFailureError
+from afm_mlx.features import Answer, Edit, Progress, Proofread
+from afm_mlx.generation import Metrics
+
+console = Console(highlight=False, soft_wrap=True)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+async def show(events: AsyncIterator[Progress | Answer], heading: str = "") -> Answer:
+    """Stream ``events`` to a terminal and print the answer; plain text in a pipe."""
+    if not console.is_terminal:
+        answer = await final(events)
+        console.print(Text(f"{heading}: " if heading else "") + Text(answer.text))
+        return answer
+    if heading:
+        console.print(Text(heading, style="bold"))
+    with Live(console=console, transient=True, refresh_per_second=12) as live:
+        async for event in events:
+            if isinstance(event, Answer):
+                answer = event
+            else:
+                live.update(_progress(event))
+    console.print(Padding(_answer(answer), (0, 0, 0, 2)))
+    for note in answer.notes:
+        console.print(Text(f"  note: {note}", style="yellow"))
+    console.print(Text(f"  {timing(answer.metrics)}", style="dim"))
+    return answer
+
+
+async def final(events: AsyncIterator[Progress | Answer]) -> Answer:
+    """The answer at the end of a run."""
+    async for event in events:
+        if isinstance(event, Answer):
+            return event
+    raise DecodingFailureError("the run ended without an answer: try again")
+
+
+def timing(metrics: Metrics) -> str:
+    """One line: time to first token, speed, cached part of the prompt, memory."""
+    return (
+        f"first token {metrics.time_to_first_token * 1000:.0f} ms"
+        f" · {metrics.tokens_per_second:.1f} tok/s"
+        f" · {metrics.prompt_tokens} prompt tokens ({metrics.cached_tokens} cached)"
+        f" · {metrics.bytes_per_second / 1e9:.1f} GB/s"
+        f" · peak {metrics.peak_memory / 2**20:.0f} MB"
+    )
+
+
+def print_json(value: Any) -> None:
+    """One JSON value on one line of standard output."""
+    print(json.dumps(value, ensure_ascii=False), flush=True)
+
+
+def _progress(event: Progress) -> RenderableType:
+    text = Text("  " + event.text.strip().replace("\n", "\n  "), style="dim")
+    if event.parts == 1:
+        return text
+    return Group(text, Text(f"  part {event.part} of {event.parts}", style="dim"))
+
+
+def _answer(answer: Answer) -> RenderableType:
+    value = answer.value
+    if isinstance(value, Proofread):
+        if not value.edits:
+            return Text("No corrections.", style="green")
+        return Group(Text(value.corrected), Text(), *map(_edit, value.edits))
+    if isinstance(value, list) and value and isinstance(value[0], list):
+        table = Table(*value[0])
+        for row in value[1:]:
+            table.add_row(*row)
+        return table
+    if isinstance(value, list):
+        return Markdown(answer.text)
+    if answer.feature == "notification-summary":
+        return Text(answer.text, style="italic")
+    return Text(answer.text)
+
+
+def _edit(edit: Edit) -> Text:
+    line = Text("  ")
+    line.append(f"-{edit.was}-" if edit.was.strip() else "", style="red strike")
+    line.append(f" +{edit.to}+" if edit.to.strip() else "", style="green")
+    return line

@@ -1,0 +1,64 @@
+"""What a feature is: instructions, how input becomes a prompt, how the answer is read."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
+
+from afm_mlx.errors import InputError
+from afm_mlx.features.inputs import Input
+from afm_mlx.tokenizer import Message
+
+InputT = TypeVar("InputT", bound=Input)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What an answer means.
+
+    Attributes:
+        value: the result: a line, a list, a table as rows, a bool, a corrected text.
+        note: why the model's words were not used as they are, if so.
+    """
+
+    value: Any
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Feature(Generic[InputT]):
+    """One thing the model does for a person.
+
+    Attributes:
+        instructions: system message; kept as a cached prefix between requests.
+        input: class of the input.
+        render: the user message for an input.
+        read: reads the model's text; gets the input too, to check against it.
+        examples: worked user messages and answers that stand before the real one.
+        answer_tokens: most tokens the answer may take, given the tokens of the input.
+        part_tokens: input above this is worked on in parts.
+        long: how parts come together: ``join`` the answers, or summarise the earlier ones
+            and go on (``condense``).
+        choices: if given, the model picks one of these words.
+    """
+
+    name: str
+    title: str
+    instructions: str
+    input: type[InputT]
+    render: Callable[[InputT], str]
+    read: Callable[[str, InputT], Reading]
+    examples: tuple[tuple[str, str], ...] = ()
+    answer_tokens: Callable[[int], int] = lambda n: n + n // 4 + 16
+    part_tokens: int = 768
+    long: Literal["join", "condense"] = "condense"
+    choices: tuple[str, ...] = ()
+    stop: tuple[str, ...] = ()
+
+    def messages(self, value: InputT) -> list[Message]:
+        """The conversation that asks for ``value``; all but the last message is fixed."""
+        if not isinstance(value, self.input):
+            raise InputError(f"{self.name} works on {self.input.__name__}, see its help")
+        turns = [Message("system", self.instructions)]
+        for question, answer in self.examples:
+            turns += [Message("user", question), Message("assistant", answer)]
+        return [*turns, Message("user", self.render(value))]

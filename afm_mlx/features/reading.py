@@ -1,0 +1,185 @@
+"""Read what the model wrote: one line, a list, a table, a corrected text.
+
+A small model adds greetings, quotes and explanations; here they are taken off, limits are
+held, and an answer that cannot be right is replaced by words of the input, with a note.
+"""
+
+import re
+from dataclasses import dataclass
+
+from afm_mlx.features.declaration import Reading
+from afm_mlx.features.inputs import Change, NotificationStack, Text, Thread
+from afm_mlx.text import (
+    sentences,
+    shorten,
+    similarity,
+    unsupported,
+    word_edits,
+    words,
+)
+
+SUMMARY_WORDS, SUMMARY_SENTENCES = 60, 3
+NOTIFICATION_WORDS = 12
+REPLY_WORDS = 8
+POINT_WORDS, POINTS = 14, (3, 6)
+
+_PREAMBLE = re.compile(
+    r"^(sure|certainly|of course|okay|here (is|are|'s)|the (corrected|rewritten|revised))\b"
+    r"[^\n]*:\s*",
+    re.IGNORECASE,
+)
+_LABEL = re.compile(
+    r"^(summary|answer|text|output|corrected( text)?|rewritten( text)?|reply( \d)?)\s*:\s*",
+    re.IGNORECASE,
+)
+_BULLET = re.compile(r"^\s*(?:[-*•–]|\d+[.)])\s+")
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One correction: characters ``start`` to ``end`` of the text become ``to``."""
+
+    start: int
+    end: int
+    was: str
+    to: str
+
+
+@dataclass(frozen=True)
+class Proofread:
+    """A corrected text and the edits that lead to it."""
+
+    corrected: str
+    edits: tuple[Edit, ...]
+
+
+def clean(answer: str) -> str:
+    """``answer`` without preamble, label and surrounding quotes."""
+    text = _LABEL.sub("", _PREAMBLE.sub("", answer.strip())).strip()
+    for opening, closing in ('""', "''", "“”", "``"):
+        if len(text) > 1 and text[0] == opening and text[-1] == closing:
+            inner = text[1:-1]
+            if opening not in inner and closing not in inner:
+                text = inner.strip()
+    return text
+
+
+def notification_summary(answer: str, stack: NotificationStack) -> Reading:
+    """One line of at most 12 words without a final full stop."""
+    line = next(iter(clean(answer).splitlines()), "").strip()
+    line = shorten(line, NOTIFICATION_WORDS).rstrip(" .;,:-–—")
+    source = " ".join(
+        [stack.app, stack.group or ""] + [f"{n.title} {n.body}" for n in stack.notifications]
+    )
+    newest = _newest(stack)
+    if not line:
+        return Reading(newest, "the model said nothing: newest notification shown")
+    invented = unsupported("- " + line, source)
+    if invented:
+        note = f"{', '.join(invented)} is not in the notifications: newest one shown"
+        return Reading(newest, note)
+    return Reading(line)
+
+
+def _newest(stack: NotificationStack) -> str:
+    last = stack.notifications[-1]
+    body = " ".join(last.body.split())
+    text = body if not last.title or last.title in body else f"{last.title}: {body}"
+    return shorten(text, NOTIFICATION_WORDS).rstrip(" .;,:-–—")
+
+
+def summary(answer: str, source: Text) -> Reading:
+    """At most 3 sentences and 60 words."""
+    text = " ".join(clean(answer).split())
+    kept = "".join(sentences(text)[:SUMMARY_SENTENCES]).strip()
+    kept = shorten(kept, SUMMARY_WORDS)
+    if not kept:
+        opening = "".join(sentences(source.text.strip())[:2]).strip()
+        return Reading(
+            shorten(opening, SUMMARY_WORDS), "the model said nothing: opening of the text shown"
+        )
+    return Reading(kept)
+
+
+def bullets(answer: str, source: Text) -> Reading:
+    """A list of strings, one per line of the answer."""
+    lines = [line for line in clean(answer).splitlines() if line.strip()]
+    marked = [line for line in lines if _BULLET.match(line)] or lines
+    items = [_BULLET.sub("", line).strip().rstrip(";") for line in marked]
+    items = list(dict.fromkeys(i for i in items if i))
+    if not items:
+        items = [s.strip() for s in sentences(source.text) if s.strip()][: POINTS[1]]
+        return Reading(items, "the model gave no list: sentences of the text shown")
+    return Reading(items)
+
+
+def key_points(answer: str, source: Text) -> Reading:
+    """At most 6 points of at most 14 words."""
+    reading = bullets(answer, source)
+    points = [shorten(p, POINT_WORDS).rstrip(".") for p in reading.value[: POINTS[1]]]
+    return Reading(points, reading.note)
+
+
+def table(answer: str, source: Text) -> Reading:
+    """Rows of cells, the head first; all rows have the width of the head."""
+    rows = []
+    for line in clean(answer).splitlines():
+        if "|" not in line or re.fullmatch(r"[\s|:-]+", line):
+            continue
+        rows.append([cell.strip() for cell in line.strip().strip("|").split("|")])
+    if len(rows) < 2:
+        lines = [[s.strip()] for s in sentences(source.text) if s.strip()]
+        return Reading([["Text"], *lines], "the model gave no table: sentences of the text shown")
+    width = len(rows[0])
+    return Reading([(row + [""] * width)[:width] for row in rows])
+
+
+def proofread(answer: str, source: Text) -> Reading:
+    """The corrected text with its edits; an answer that rewrites the text is refused."""
+    corrected = _like(source.text, clean(answer))
+    if similarity(source.text, corrected) < 0.7:
+        return Reading(
+            Proofread(source.text, ()), "the model's answer was no correction: text unchanged"
+        )
+    edits = tuple(
+        Edit(start, end, source.text[start:end], to)
+        for start, end, to in word_edits(source.text, corrected)
+    )
+    return Reading(Proofread(corrected, edits))
+
+
+def rewrite(answer: str, source: Text | Change) -> Reading:
+    """A new version of the text that brings no names or numbers of its own."""
+    text = _like(source.text, clean(answer))
+    given = source.text + (f" {source.instruction}" if isinstance(source, Change) else "")
+    if not text.strip():
+        return Reading(source.text, "the model said nothing: text unchanged")
+    invented = unsupported(text, given)
+    if invented:
+        note = f"not in the original: {', '.join(invented)}"
+        return Reading(text, note)
+    return Reading(text)
+
+
+def replies(answer: str, thread: Thread) -> Reading:
+    """Two different replies of at most 8 words."""
+    lines = [_BULLET.sub("", line) for line in clean(answer).splitlines()]
+    found = [shorten(clean(line), REPLY_WORDS) for line in lines if words(line)]
+    distinct = list(dict.fromkeys(found))[:2]
+    for usual in ("Sounds good, thanks!", "Sorry, I can't."):
+        if len(distinct) < 2 and usual not in distinct:
+            distinct.append(usual)
+    short = len(set(found)) < 2
+    return Reading(distinct, "the model gave too few: a usual reply was added" if short else None)
+
+
+def choice(answer: str, _: object) -> Reading:
+    """Whether the answer is yes."""
+    return Reading(answer.strip().lower() == "yes")
+
+
+def _like(source: str, text: str) -> str:
+    """``text`` with the blanks at both ends of ``source``."""
+    head = source[: len(source) - len(source.lstrip())]
+    tail = source[len(source.rstrip()) :]
+    return head + text.strip() + tail

@@ -1,0 +1,249 @@
+"""Run a feature on an engine: stream the answer, split long input, read the result.
+
+Nothing is cut silently. Input over ``Feature.part_tokens`` is worked on in parts at sentence
+ends: transformed texts are joined again, summaries condense the earlier parts first.
+"""
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import asdict, dataclass, is_dataclass, replace
+from typing import Any, TypeVar
+
+from afm_mlx.engine import Engine
+from afm_mlx.errors import InputError
+from afm_mlx.features import notifications, reading, writing
+from afm_mlx.features.declaration import Feature, Reading
+from afm_mlx.features.inputs import (
+    Change,
+    ChatMessage,
+    Input,
+    Notification,
+    NotificationStack,
+    Text,
+    Thread,
+)
+from afm_mlx.generation import GenerationOptions, Metrics, Request
+from afm_mlx.text import MAX_CHARACTERS, parts
+from afm_mlx.tokenizer import Tokenizer
+
+InputT = TypeVar("InputT", bound=Input)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The text being written; ``part`` of ``parts``, from 1."""
+
+    text: str
+    part: int = 1
+    parts: int = 1
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The end of a run.
+
+    Attributes:
+        value: what :class:`Reading` says it is, for the feature.
+        text: the value as a person reads it.
+        notes: what was done to the model's words, if anything.
+        metrics: cost of all requests together.
+    """
+
+    feature: str
+    value: Any
+    text: str
+    notes: tuple[str, ...]
+    parts: int
+    metrics: Metrics
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for ``--json``; times in seconds, sizes in bytes."""
+        value = asdict(self.value) if is_dataclass(self.value) else self.value
+        m = self.metrics
+        return {
+            "feature": self.feature,
+            "value": value,
+            "notes": list(self.notes),
+            "parts": self.parts,
+            "metrics": {
+                **asdict(m),
+                "tokens_per_second": m.tokens_per_second,
+                "prompt_tokens_per_second": m.prompt_tokens_per_second,
+            },
+        }
+
+
+async def run(
+    engine: Engine,
+    feature: Feature[InputT],
+    value: InputT,
+    options: GenerationOptions | None = None,
+    max_characters: int = MAX_CHARACTERS,
+) -> AsyncIterator[Progress | Answer]:
+    """Stream ``feature`` on ``value``: progress while the model writes, then one answer.
+
+    Raises:
+        InputError: the input is longer than ``max_characters``.
+    """
+    length = len(feature.render(value))
+    if length > max_characters:
+        raise InputError(
+            f"the input has {length:,} characters, more than the limit of {max_characters:,}:"
+            " split it, or raise --max-characters if you have the time"
+        )
+    tokenizer = (await engine.ready()).tokenizer
+    pieces = split(feature, value, lambda text: len(tokenizer.encode(text)))
+    readings: list[Reading] = []
+    metrics = Metrics()
+    earlier = ""
+    for number, piece in enumerate(pieces, 1):
+        last = number == len(pieces)
+        asked: Feature[Any] = feature if last or feature.long == "join" else _condenser(feature)
+        piece = _prepend(earlier, piece) if feature.long == "condense" else piece
+        request = make_request(asked, piece, tokenizer, options)
+        written = ""
+        spent = Metrics()
+        async for snapshot in engine.generate(request):
+            written, spent = snapshot.text, snapshot.metrics
+            yield Progress(written, number, len(pieces))
+        metrics = spent if number == 1 else metrics + spent
+        read = asked.read(written, piece)
+        earlier = _plain(read.value)
+        readings.append(read)
+    if feature.long == "condense":
+        final = readings[-1]
+    else:
+        final = Reading(_join(pieces, [r.value for r in readings]))
+    notes = [
+        f"part {i}: {r.note}" if len(pieces) > 1 else r.note
+        for i, r in enumerate(readings, 1)
+        if r.note
+    ]
+    yield Answer(feature.name, final.value, _plain(final.value), tuple(notes), len(pieces), metrics)
+
+
+async def respond(
+    engine: Engine,
+    feature: Feature[InputT],
+    value: InputT,
+    options: GenerationOptions | None = None,
+) -> Answer:
+    """The answer of :func:`run`, without the progress."""
+    async for event in run(engine, feature, value, options):
+        if isinstance(event, Answer):
+            return event
+    raise AssertionError("a run ends with an answer")
+
+
+def make_request(
+    feature: Feature[InputT],
+    value: InputT,
+    tokenizer: Tokenizer,
+    options: GenerationOptions | None = None,
+) -> Request:
+    """The request that asks for ``value``; what all its requests share is marked to keep."""
+    messages = feature.messages(value)
+    tokens = tokenizer.chat(messages)
+    size = len(tokenizer.encode(messages[-1].content))
+    options = options or GenerationOptions(maximum_response_tokens=feature.answer_tokens(size))
+    return Request(
+        tokens,
+        options,
+        keep=_shared(tokens, tokenizer.chat([*messages[:-1], replace(messages[-1], content="")])),
+        choices=tuple(tuple(tokenizer.encode(c)) for c in feature.choices),
+        stop=feature.stop,
+    )
+
+
+def _shared(a: list[int], b: list[int]) -> int:
+    """Tokens before the person's input: one less than common, since text may merge there."""
+    n = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), len(b))
+    return max(n - 1, 0)
+
+
+def split(feature: Feature[InputT], value: InputT, size: Callable[[str], int]) -> list[Any]:
+    """``value`` in parts of at most ``feature.part_tokens`` by ``size``; often just one."""
+    limit = feature.part_tokens
+    if size(feature.render(value)) <= limit:
+        return [value]
+    if isinstance(value, Text | Change):
+        return [replace(value, text=p) for p in parts(value.text, size, limit) if p.strip()]
+    if isinstance(value, Thread):
+        lines = [
+            ChatMessage(m.sender, p) for m in value.messages for p in parts(m.text, size, limit)
+        ]
+        return [Thread(tuple(g)) for g in _groups(lines, lambda m: size(m.text) + 8, limit)]
+    items = [replace(n, body=p) for n in value.notifications for p in parts(n.body, size, limit)]
+    return [
+        replace(value, notifications=tuple(g))
+        for g in _groups(items, lambda n: size(n.title) + size(n.body) + 8, limit)
+    ]
+
+
+def _groups(items: list[Any], size: Callable[[Any], int], limit: int) -> list[list[Any]]:
+    out: list[list[Any]] = [[]]
+    used = 0
+    for item in items:
+        if out[-1] and used + size(item) > limit:
+            out.append([])
+            used = 0
+        out[-1].append(item)
+        used += size(item)
+    return out
+
+
+def _condenser(feature: Feature[Any]) -> Feature[Any]:
+    """The feature that shortens an earlier part, for the next one to build on."""
+    if feature.input is NotificationStack:
+        return notifications.NOTIFICATION_SUMMARY
+    if feature.input is Thread:
+        return replace(
+            writing.SUMMARY,
+            input=Thread,
+            render=notifications.render_thread,
+            read=lambda text, t: reading.summary(text, Text(notifications.render_thread(t))),
+        )
+    return writing.SUMMARY
+
+
+def _prepend(earlier: str, piece: Any) -> Any:
+    if not earlier:
+        return piece
+    if isinstance(piece, NotificationStack):
+        first = Notification("Earlier", earlier)
+        return replace(piece, notifications=(first, *piece.notifications))
+    if isinstance(piece, Thread):
+        return Thread((ChatMessage("Earlier", earlier), *piece.messages))
+    return replace(piece, text=f"{earlier}\n\n{piece.text}")
+
+
+def _plain(value: Any) -> str:
+    """A value as a person reads it."""
+    if isinstance(value, reading.Proofread):
+        return value.corrected
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list) and value and isinstance(value[0], list):
+        head, *rows = value
+        lines = [head, ["---"] * len(head), *rows]
+        return "\n".join("| " + " | ".join(row) + " |" for row in lines)
+    if isinstance(value, list):
+        return "\n".join(f"- {item}" for item in value)
+    return str(value)
+
+
+def _join(pieces: list[Any], values: list[Any]) -> Any:
+    """Answers to parts of one text as one answer."""
+    if isinstance(values[0], reading.Proofread):
+        edits, offset = [], 0
+        for piece, value in zip(pieces, values, strict=True):
+            for e in value.edits:
+                edits.append(replace(e, start=e.start + offset, end=e.end + offset))
+            offset += len(piece.text)
+        return reading.Proofread("".join(v.corrected for v in values), tuple(edits))
+    if isinstance(values[0], str):
+        return "".join(values)
+    if values[0] and isinstance(values[0][0], list):
+        head = values[0][0]
+        rows = [row for value in values for row in value[1:]]
+        return [head, *((row + [""] * len(head))[: len(head)] for row in rows)]
+    return [item for value in values for item in value]

@@ -1,0 +1,360 @@
+"""The student: one decoder for Apple's 2024 and 2025 on-device shapes and the llama family.
+
+Pre-norm RMSNorm, SwiGLU, grouped-query attention, RoPE, tied embeddings, no biases
+(arXiv 2407.21075, section 2.1). Two options cover the 2025 shape (arXiv 2507.13575): RMSNorm
+on queries and keys, and *KV-reuse* layers at the end of the stack, which own only Q and O and
+attend to the keys and values of the last regular layer.
+
+The class follows mlx-lm's model protocol (``__call__(inputs, cache)``, ``layers``,
+``make_cache``, ``sanitize``), so mlx-lm's generation, caches, speculation and LoRA work on it.
+"""
+
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+import mlx.core as mx
+from mlx import nn
+from mlx.utils import tree_flatten
+from mlx_lm.models.activations import swiglu
+from mlx_lm.models.base import create_attention_mask, scaled_dot_product_attention
+from mlx_lm.models.cache import KVCache
+from mlx_lm.models.rope_utils import initialize_rope
+
+from afm_mlx.errors import ModelError
+
+
+@dataclass(frozen=True)
+class ModelArgs:
+    """Shape of a decoder; field names are those of Hugging Face llama configurations.
+
+    Attributes:
+        intermediate_size: FFN width, one number or one per layer.
+        qk_norm: RMSNorm over each head of the rotated queries and keys.
+        num_kv_reuse_layers: how many of the last layers own no keys and values.
+    """
+
+    hidden_size: int
+    num_hidden_layers: int
+    intermediate_size: int | tuple[int, ...]
+    num_attention_heads: int
+    num_key_value_heads: int
+    vocab_size: int
+    head_dim: int = 0
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 10_000.0
+    rope_traditional: bool = False
+    rope_scaling: dict[str, Any] | None = None
+    max_position_embeddings: int = 8192
+    tie_word_embeddings: bool = True
+    qk_norm: bool = False
+    num_kv_reuse_layers: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.head_dim:
+            object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
+        if isinstance(self.intermediate_size, list):
+            object.__setattr__(self, "intermediate_size", tuple(self.intermediate_size))
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ModelError(
+                f"{self.num_attention_heads} query heads cannot share"
+                f" {self.num_key_value_heads} key-value heads: use a divisor"
+            )
+        if not 0 <= self.num_kv_reuse_layers < self.num_hidden_layers:
+            raise ModelError("num_kv_reuse_layers must leave at least one regular layer")
+        if len(self.ffn_sizes) != self.num_hidden_layers:
+            raise ModelError(
+                f"intermediate_size lists {len(self.ffn_sizes)} layers,"
+                f" the model has {self.num_hidden_layers}: give one width per layer"
+            )
+
+    @property
+    def ffn_sizes(self) -> tuple[int, ...]:
+        """FFN width of every layer."""
+        if isinstance(self.intermediate_size, int):
+            return (self.intermediate_size,) * self.num_hidden_layers
+        return self.intermediate_size
+
+    @property
+    def is_llama(self) -> bool:
+        """Whether mlx-lm's and transformers' llama compute the same function."""
+        return not (
+            self.qk_norm
+            or self.num_kv_reuse_layers
+            or self.rope_traditional
+            or len(set(self.ffn_sizes)) > 1
+        )
+
+    @classmethod
+    def from_dict(cls, config: dict[str, Any]) -> "ModelArgs":
+        """Read a ``config.json`` of type ``llama`` or ``afm``; unknown keys are ignored."""
+        config = dict(config)
+        rope = config.pop("rope_parameters", None)  # transformers 5 keeps RoPE in one place
+        if rope:
+            config["rope_theta"] = rope.get("rope_theta", cls.rope_theta)
+            if rope.get("rope_type", "default") != "default":
+                config["rope_scaling"] = rope
+        if config.get("num_key_value_heads") is None:
+            config["num_key_value_heads"] = config.get("num_attention_heads")
+        if config.get("attention_bias") or config.get("mlp_bias"):
+            raise ModelError("models with biases are not supported: choose one without")
+        known = {f.name for f in fields(cls)}
+        given = {k: v for k, v in config.items() if k in known and v is not None}
+        try:
+            return cls(**given)
+        except TypeError as error:
+            missing = str(error).partition("argument")[2].lstrip("s: ")
+            raise ModelError(f"config.json lacks {missing}: is it a llama model?") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """The ``config.json`` of this shape: ``model_type`` llama where that is exact."""
+        config = asdict(self)
+        if self.is_llama:
+            for name in ("qk_norm", "num_kv_reuse_layers", "rope_traditional"):
+                del config[name]
+            config["intermediate_size"] = self.ffn_sizes[0]
+            return {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **config}
+        return {"model_type": "afm", **config}
+
+
+_SMOLLM2 = ModelArgs(
+    hidden_size=576,
+    num_hidden_layers=30,
+    intermediate_size=1536,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    vocab_size=49_152,
+    rope_theta=100_000.0,
+)
+
+PRESETS: dict[str, ModelArgs] = {
+    # arXiv 2407.21075, table 1; the paper leaves the FFN width out: 8064 gives its 2.58 B.
+    "afm-2024": ModelArgs(
+        hidden_size=3072,
+        num_hidden_layers=26,
+        intermediate_size=8064,
+        num_attention_heads=24,
+        num_key_value_heads=8,
+        head_dim=128,
+        vocab_size=49_152,
+        rope_theta=500_000.0,
+        qk_norm=True,
+    ),
+    "afm-2025": ModelArgs(
+        hidden_size=2048,
+        num_hidden_layers=56,
+        intermediate_size=6656,
+        num_attention_heads=16,
+        num_key_value_heads=2,
+        head_dim=128,
+        vocab_size=153_600,
+        rope_theta=500_000.0,
+        rope_traditional=True,
+        qk_norm=True,
+        num_kv_reuse_layers=21,
+    ),
+    "smollm2-135m": _SMOLLM2,
+    "smollm2-360m": replace(
+        _SMOLLM2,
+        hidden_size=960,
+        num_hidden_layers=32,
+        intermediate_size=2560,
+        num_attention_heads=15,
+        num_key_value_heads=5,
+        head_dim=64,
+    ),
+    "smollm2-1.7b": replace(
+        _SMOLLM2,
+        hidden_size=2048,
+        num_hidden_layers=24,
+        intermediate_size=8192,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+        head_dim=64,
+        rope_theta=130_000.0,
+    ),
+    "tiny": replace(
+        _SMOLLM2,
+        hidden_size=128,
+        num_hidden_layers=4,
+        intermediate_size=512,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        vocab_size=320,
+        max_position_embeddings=1024,
+    ),
+}
+
+KV = tuple[Any, Any]  # keys and values as a cache returns them: arrays, or quantised triples
+
+
+class Attention(nn.Module):  # type: ignore[misc]
+    """Grouped-query attention; with ``reuses_kv`` it owns only Q and O."""
+
+    def __init__(self, args: ModelArgs, reuses_kv: bool = False) -> None:
+        super().__init__()
+        dim, head = args.hidden_size, args.head_dim
+        self.num_heads, self.num_kv_heads = args.num_attention_heads, args.num_key_value_heads
+        self.scale = head**-0.5
+        self.q_proj = nn.Linear(dim, self.num_heads * head, bias=False)
+        self.o_proj = nn.Linear(self.num_heads * head, dim, bias=False)
+        if not reuses_kv:
+            self.k_proj = nn.Linear(dim, self.num_kv_heads * head, bias=False)
+            self.v_proj = nn.Linear(dim, self.num_kv_heads * head, bias=False)
+        if args.qk_norm:
+            self.q_norm = nn.RMSNorm(head, eps=args.rms_norm_eps)
+            if not reuses_kv:
+                self.k_norm = nn.RMSNorm(head, eps=args.rms_norm_eps)
+        self.qk_norm = args.qk_norm
+        self.rope = initialize_rope(
+            head,
+            args.rope_theta,
+            args.rope_traditional,
+            args.rope_scaling,
+            args.max_position_embeddings,
+        )
+
+    def keys_values(self, x: mx.array, cache: Any, offset: Any) -> KV:
+        """Keys and values ``[B, num_kv_heads, S, head_dim]`` of ``x`` and all before it."""
+        b, n, _ = x.shape
+        keys = self.k_proj(x).reshape(b, n, self.num_kv_heads, -1).transpose(0, 2, 1, 3)
+        values = self.v_proj(x).reshape(b, n, self.num_kv_heads, -1).transpose(0, 2, 1, 3)
+        keys = self.rope(keys, offset=offset)
+        if self.qk_norm:
+            keys = self.k_norm(keys)
+        return (keys, values) if cache is None else cache.update_and_fetch(keys, values)
+
+    def __call__(self, x: mx.array, kv: KV, mask: Any, cache: Any, offset: Any) -> mx.array:
+        b, n, _ = x.shape
+        queries = self.q_proj(x).reshape(b, n, self.num_heads, -1).transpose(0, 2, 1, 3)
+        queries = self.rope(queries, offset=offset)
+        if self.qk_norm:
+            queries = self.q_norm(queries)
+        out = scaled_dot_product_attention(queries, *kv, cache=cache, scale=self.scale, mask=mask)
+        return self.o_proj(out.transpose(0, 2, 1, 3).reshape(b, n, -1))
+
+
+class MLP(nn.Module):  # type: ignore[misc]
+    """SwiGLU feed-forward of width ``hidden`` (arXiv 2002.05202)."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(dim, hidden, bias=False)
+        self.up_proj = nn.Linear(dim, hidden, bias=False)
+        self.down_proj = nn.Linear(hidden, dim, bias=False)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
+
+
+class TransformerBlock(nn.Module):  # type: ignore[misc]
+    """Pre-norm block; returns the stream and the keys and values that it attended to."""
+
+    def __init__(self, args: ModelArgs, ffn_size: int, reuses_kv: bool) -> None:
+        super().__init__()
+        self.self_attn = Attention(args, reuses_kv)
+        self.mlp = MLP(args.hidden_size, ffn_size)
+        self.input_layernorm = nn.RMSNorm(args.hidden_size, eps=args.rms_norm_eps)
+        self.post_attention_layernorm = nn.RMSNorm(args.hidden_size, eps=args.rms_norm_eps)
+
+    def __call__(
+        self, h: mx.array, mask: Any, cache: Any, offset: Any, kv: KV | None, last: int | None
+    ) -> tuple[mx.array, KV]:
+        x = self.input_layernorm(h)
+        if kv is None:
+            kv = self.self_attn.keys_values(x, cache, offset)
+        if last is not None and last < h.shape[1]:
+            offset = offset + (h.shape[1] - last)
+            h, x = h[:, -last:], x[:, -last:]
+            mask = mask[..., -last:, :] if isinstance(mask, mx.array) else mask
+        mask = None if isinstance(mask, str) and h.shape[1] == 1 else mask
+        h = h + self.self_attn(x, kv, mask, cache, offset)
+        return h + self.mlp(self.post_attention_layernorm(h)), kv
+
+
+class Decoder(nn.Module):  # type: ignore[misc]
+    """Embedding, blocks and final norm: token ids ``[B, L]`` to hidden states ``[B, L, D]``."""
+
+    def __init__(self, args: ModelArgs) -> None:
+        super().__init__()
+        self.num_regular = args.num_hidden_layers - args.num_kv_reuse_layers
+        self.embed_tokens = nn.Embedding(args.vocab_size, args.hidden_size)
+        self.layers = [
+            TransformerBlock(args, size, reuses_kv=i >= self.num_regular)
+            for i, size in enumerate(args.ffn_sizes)
+        ]
+        self.norm = nn.RMSNorm(args.hidden_size, eps=args.rms_norm_eps)
+
+    def __call__(
+        self,
+        inputs: mx.array,
+        cache: list[Any] | None,
+        input_embeddings: mx.array | None,
+        last: int | None,
+    ) -> mx.array:
+        h = self.embed_tokens(inputs) if input_embeddings is None else input_embeddings
+        caches = cache if cache is not None else [None] * self.num_regular
+        mask = create_attention_mask(h, caches[0])
+        offset = 0 if caches[0] is None else caches[0].offset
+        final = self.num_regular - 1
+        for layer, c in zip(self.layers[:final], caches, strict=False):
+            h, _ = layer(h, mask, c, offset, None, None)
+        # All that follows the last keys and values is needed only where logits are wanted.
+        length = h.shape[1]
+        shared = caches[final]
+        h, kv = self.layers[final](h, mask, shared, offset, None, last)
+        if h.shape[1] < length:
+            offset = offset + (length - h.shape[1])
+            mask = mask[..., -h.shape[1] :, :] if isinstance(mask, mx.array) else mask
+        for layer in self.layers[self.num_regular :]:
+            h, _ = layer(h, mask, shared, offset, kv, None)
+        return self.norm(h)
+
+
+class Model(nn.Module):  # type: ignore[misc]
+    """Causal language model.
+
+    ``model(inputs, cache=None, input_embeddings=None, last=None)`` maps token ids ``[B, L]``
+    to logits ``[B, L, vocab_size]``, or to those of the ``last`` positions only: everything
+    after the last layer that writes keys and values is then computed for these alone.
+    """
+
+    def __init__(self, args: ModelArgs) -> None:
+        super().__init__()
+        self.args = args
+        self.model_type = args.to_dict()["model_type"]
+        self.model = Decoder(args)
+        if not args.tie_word_embeddings:
+            self.lm_head = nn.Linear(args.hidden_size, args.vocab_size, bias=False)
+
+    def __call__(
+        self,
+        inputs: mx.array,
+        cache: list[Any] | None = None,
+        input_embeddings: mx.array | None = None,
+        last: int | None = None,
+    ) -> mx.array:
+        h = self.model(inputs, cache, input_embeddings, last)
+        if self.args.tie_word_embeddings:
+            return self.model.embed_tokens.as_linear(h)
+        return self.lm_head(h)
+
+    @property
+    def layers(self) -> list[TransformerBlock]:
+        return self.model.layers
+
+    def make_cache(self) -> list[KVCache]:
+        """One cache per layer, as mlx-lm expects; those of KV-reuse layers stay empty."""
+        return [KVCache() for _ in self.layers]
+
+    def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+        """Drop what some llama checkpoints carry and this model derives."""
+        weights = {k: v for k, v in weights.items() if not k.endswith("rotary_emb.inv_freq")}
+        if self.args.tie_word_embeddings:
+            weights.pop("lm_head.weight", None)
+        return weights
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of weights; tied embeddings count once."""
+        return sum(v.size for _, v in tree_flatten(self.parameters()))

@@ -1,0 +1,112 @@
+"""Plain-text helpers for long input and for checking answers: words, sentences, parts, facts."""
+
+import re
+from collections.abc import Callable, Sequence
+from difflib import SequenceMatcher
+
+MAX_CHARACTERS = 200_000
+"""Longest input of one request; over an hour of work for the embedded model on two cores."""
+
+_WORD = re.compile(r"[\w’'%$€£@#&+./:-]+")
+_SENTENCE_END = re.compile(r"(?<=[.!?…。！？])[\"'”’)\]]*\s+")
+_FACT = re.compile(r"\d(?:[\d.,:/-]*\d)?|\b[A-ZÀ-ÖØ-Þ][\w’'-]*")
+
+
+def words(text: str) -> list[str]:
+    """Words of ``text``; a time, a price or an address counts as one."""
+    return _WORD.findall(text)
+
+
+def sentences(text: str) -> list[str]:
+    """Sentences of ``text``, each with the blanks that follow it: joined they give the text."""
+    pieces, start = [], 0
+    for line_end in re.finditer(r"\n+|$", text):
+        line = text[start : line_end.end()]
+        cuts = [m.end() for m in _SENTENCE_END.finditer(line) if m.end() < len(line)]
+        pieces += [line[a:b] for a, b in zip([0, *cuts], [*cuts, len(line)], strict=True)]
+        start = line_end.end()
+    return [p for p in pieces if p]
+
+
+def parts(text: str, size: Callable[[str], int], limit: int) -> list[str]:
+    """Split ``text`` at sentence ends into parts of at most ``limit`` by ``size``.
+
+    Joined, the parts give the text. A single sentence over the limit is split at blanks, and
+    a single word over it in the middle.
+    """
+    out: list[str] = []
+    for piece in sentences(text):
+        for fitting in _halve(piece, size, limit):
+            if out and size(out[-1] + fitting) <= limit:
+                out[-1] += fitting
+            else:
+                out.append(fitting)
+    return out
+
+
+def _halve(piece: str, size: Callable[[str], int], limit: int) -> list[str]:
+    if len(piece) < 2 or size(piece) <= limit:
+        return [piece]
+    middle = len(piece) // 2
+    blank = max(piece.rfind(" ", 0, middle), piece.rfind("\n", 0, middle))
+    cut = blank + 1 if blank > 0 else middle
+    return [*_halve(piece[:cut], size, limit), *_halve(piece[cut:], size, limit)]
+
+
+def unsupported(answer: str, source: str) -> list[str]:
+    """Numbers and capitalised words of ``answer`` that do not occur in ``source``.
+
+    A cheap sign of invented facts. The first word of a sentence is only checked if it has a
+    digit, since it is capitalised anyway.
+    """
+    known = {w.casefold() for w in re.findall(r"\w+", source)}
+    found = []
+    for sentence in sentences(answer):
+        for match in _FACT.finditer(sentence):
+            fact = match[0]
+            opening = not sentence[: match.start()].strip("\"'“‘(*-•# ")
+            if opening and not any(c.isdigit() for c in fact):
+                continue
+            if any(w.casefold() not in known for w in re.findall(r"\w+", fact) if w != "s"):
+                found.append(fact)
+    return list(dict.fromkeys(found))
+
+
+def shorten(text: str, limit: int) -> str:
+    """At most ``limit`` words of ``text``, ending at the last clause end that fits, if any
+    leaves at least half of them."""
+    matches = list(_WORD.finditer(text))
+    if len(matches) <= limit:
+        return text
+    head = text[: matches[limit - 1].end()]
+    ends = [m.start() for m in re.finditer(r"[;,.!?:–—] |\n", text[: len(head) + 1])]
+    for end in reversed(ends):
+        if len(words(text[:end])) * 2 >= limit:
+            return text[:end]
+    return head
+
+
+def similarity(a: str, b: str) -> float:
+    """Share of words in common and in order, between 0 and 1."""
+    return SequenceMatcher(None, words(a), words(b), autojunk=False).ratio()
+
+
+def word_edits(before: str, after: str) -> list[tuple[int, int, str]]:
+    """Edits that turn ``before`` into ``after``, word by word.
+
+    Each is ``(start, end, replacement)`` with character offsets into ``before``. Blanks count
+    as words of their own, so that applying all edits gives ``after`` exactly.
+    """
+    a, b = _tokens(before), _tokens(after)
+    offsets = [0]
+    for token in a:
+        offsets.append(offsets[-1] + len(token))
+    out = []
+    for tag, i1, i2, j1, j2 in SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
+        if tag != "equal":
+            out.append((offsets[i1], offsets[i2], "".join(b[j1:j2])))
+    return out
+
+
+def _tokens(text: str) -> Sequence[str]:
+    return re.findall(r"\s+|[^\s]+", text)

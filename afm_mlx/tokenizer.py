@@ -1,0 +1,131 @@
+"""Text to token ids and back, with user text always kept as data.
+
+A chat template mixes the model's own markers (``<|im_start|>``) with what people wrote. Here
+the template is rendered around placeholders, its markers become special tokens, and the
+people's text is encoded by a copy of the tokenizer that knows no special tokens: a message
+that contains ``<|im_end|>`` is spelled out letter by letter and can end nothing.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from mlx_lm.tokenizer_utils import BPEStreamingDetokenizer, StreamingDetokenizer, TokenizerWrapper
+from mlx_lm.tokenizer_utils import load as load_wrapper
+from transformers import PreTrainedTokenizerFast
+
+from afm_mlx.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation; ``role`` is ``system``, ``user`` or ``assistant``."""
+
+    role: str
+    content: str
+
+
+class Tokenizer:
+    """Encodes plain text and conversations; ``wrapper`` is mlx-lm's view of the same."""
+
+    def __init__(self, wrapper: TokenizerWrapper) -> None:
+        self.wrapper = wrapper
+        self.eos_token_ids = frozenset(wrapper.eos_token_ids)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Tokenizer":
+        """Read the tokenizer files of a Hugging Face model folder."""
+        try:
+            return cls(load_wrapper(folder))
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(
+                f"{folder} has no readable tokenizer ({str(error).splitlines()[0]}):"
+                " download the model again"
+            ) from error
+
+    @classmethod
+    def from_backend(
+        cls, backend: tokenizers.Tokenizer, chat_template: str | None, **special: str | None
+    ) -> "Tokenizer":
+        """Wrap a ``tokenizers.Tokenizer``; ``special`` are ``bos_token``, ``eos_token``..."""
+        hf = PreTrainedTokenizerFast(
+            tokenizer_object=backend,
+            clean_up_tokenization_spaces=False,
+            **{name: token for name, token in special.items() if token is not None},
+        )
+        hf.chat_template = chat_template
+        return cls(TokenizerWrapper(hf, BPEStreamingDetokenizer))
+
+    @property
+    def backend(self) -> tokenizers.Tokenizer:
+        return self.wrapper._tokenizer.backend_tokenizer
+
+    @cached_property
+    def _plain(self) -> tokenizers.Tokenizer:
+        state = json.loads(self.backend.to_str())
+        state["added_tokens"], state["post_processor"] = [], None
+        return tokenizers.Tokenizer.from_str(json.dumps(state))
+
+    @cached_property
+    def _markers(self) -> re.Pattern[str]:
+        added = [t.content for t in self.backend.get_added_tokens_decoder().values()]
+        longest_first = sorted(filter(None, added), key=len, reverse=True)
+        return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of ``text``, with special tokens in it spelled out as ordinary text."""
+        return self._plain.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ``ids``, special tokens included."""
+        return self.backend.decode(list(ids), skip_special_tokens=False)
+
+    def chat(self, messages: Sequence[Message], generate: bool = True) -> list[int]:
+        """Token ids of a conversation in the model's chat template.
+
+        With ``generate`` the opening of the assistant's next turn is added.
+
+        Raises:
+            ModelError: the model has no chat template.
+        """
+        if not self.wrapper.has_chat_template:
+            raise ModelError("this model has no chat template: choose an instruct model")
+        # \x1c is white space no template writes: if it is gone, the template trims its input.
+        rendered: str = self.wrapper.apply_chat_template(
+            [
+                {"role": m.role, "content": f"\x1c\ue000{i}\ue001\x1c"}
+                for i, m in enumerate(messages)
+            ],
+            tokenize=False,
+            add_generation_prompt=generate,
+        )
+
+        def fill(match: re.Match[str]) -> str:
+            content = messages[int(match[2])].content
+            return content if match[1] and match[3] else content.strip()
+
+        ids: list[int] = []
+        for i, piece in enumerate(self._markers.split(rendered)):
+            if i % 2:
+                ids.append(self.backend.token_to_id(piece))
+            else:
+                ids += self.encode(re.sub("(\x1c?)\ue000(\\d+)\ue001(\x1c?)", fill, piece))
+        return ids
+
+    def detokenizer(self) -> StreamingDetokenizer:
+        """A fresh streaming detokenizer; it never shows half a character."""
+        return self.wrapper.detokenizer
+
+    def save(self, folder: Path) -> None:
+        self.wrapper._tokenizer.save_pretrained(folder)
+
+    @property
+    def special_ids(self) -> dict[str, Any]:
+        """``bos_token_id`` and ``eos_token_id`` for a ``config.json``."""
+        hf = self.wrapper._tokenizer
+        return {"bos_token_id": hf.bos_token_id, "eos_token_id": hf.eos_token_id}

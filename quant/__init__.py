@@ -1,0 +1,1 @@
+"""Palettised and calibrated low-bit weights, imported as ``afm_mlx.quant``."""

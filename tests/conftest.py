@@ -1,0 +1,74 @@
+"""Small real models for the tests: random weights, a byte-level tokenizer, a chat template."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import afm_mlx  # noqa: F401 - loads the BLAS before MLX
+import mlx.core as mx
+from afm_mlx.checkpoint import Checkpoint
+from afm_mlx.engine import Engine
+from afm_mlx.hub import embedded
+from afm_mlx.errors import ModelError
+from afm_mlx.model import PRESETS, Model, ModelArgs
+from afm_mlx.tokenizer import Tokenizer
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as Backend
+
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def tiny_tokenizer(template: str | None = TEMPLATE) -> Tokenizer:
+    """One token per byte, after three special tokens."""
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: i for i, token in enumerate(specials + alphabet)}
+    backend = Backend(models.BPE(vocab=vocab, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in specials])
+    return Tokenizer.from_backend(
+        backend, template, bos_token="<|im_start|>", eos_token="<|im_end|>"
+    )
+
+
+def random_model(args: ModelArgs, seed: int = 0) -> Model:
+    """A float32 model with random weights that give lively logits."""
+    mx.random.seed(seed)
+    model = Model(args)
+    model.eval()
+    mx.eval(model.parameters())
+    return model
+
+
+@pytest.fixture
+def tokenizer() -> Tokenizer:
+    return tiny_tokenizer()
+
+
+@pytest.fixture
+def model() -> Model:
+    return random_model(PRESETS["tiny"])
+
+
+def tiny_checkpoint() -> Checkpoint:
+    return Checkpoint("tiny", Path("tiny"), random_model(PRESETS["tiny"]), tiny_tokenizer())
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    with Engine(tiny_checkpoint) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def gguf_path() -> Path:
+    """The embedded default's file; ``uv run pytest`` installs it."""
+    try:
+        return embedded()
+    except ModelError as error:
+        pytest.skip(str(error))
