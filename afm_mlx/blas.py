@@ -41,7 +41,7 @@ enum { ROW_MAJOR = 101, NO_TRANS = 111, TRANS = 112 };
   void afm_##x##use(void *gemm, void *gemv) { x##gemm = gemm; x##gemv = gemv; }             \
   void cblas_##x##gemm(int order, int ta, int tb, int m, int n, int k, T alpha,             \
                        const T *a, int lda, const T *b, int ldb, T beta, T *c, int ldc) {   \
-    if (m == 1 && order == ROW_MAJOR) {  /* one row: y = b a, and b is read just once */     \
+    if (m == 1 && k > 0 && order == ROW_MAJOR) {  /* y = b a; gemv does nothing if k = 0 */  \
       I step = ta == NO_TRANS ? 1 : lda;                                                    \
       if (tb == NO_TRANS) x##gemv(order, TRANS, k, n, alpha, b, ldb, a, step, beta, c, 1);  \
       else x##gemv(order, NO_TRANS, n, k, alpha, b, ldb, a, step, beta, c, 1);              \
@@ -144,7 +144,12 @@ def _load_numpy() -> Blas:
 
 def _load_shim(integer: str, library: ctypes.CDLL, symbol: str) -> None:
     """Put the shim before everything else and connect it to ``library``."""
-    shim = ctypes.CDLL(str(_compiled(integer)), mode=ctypes.RTLD_GLOBAL)
+    path = _compiled(integer)
+    try:
+        shim = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+    except OSError:  # damaged: make it anew
+        path.unlink()
+        shim = ctypes.CDLL(str(_compiled(integer)), mode=ctypes.RTLD_GLOBAL)
     for kind in "sd":
         pointers = [
             ctypes.cast(getattr(library, symbol.format(kind + name)), ctypes.c_void_p)

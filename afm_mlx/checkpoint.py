@@ -15,17 +15,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-import numpy as np
-from mlx.utils import tree_flatten
-from mlx_lm.utils import load_model, save_config, save_model
-from safetensors import SafetensorError, safe_open
-
 from afm_mlx import __version__, hub
 from afm_mlx.errors import InputError, ModelError
 from afm_mlx.gguf import GGUF
 from afm_mlx.model import Model, ModelArgs
 from afm_mlx.tokenizer import Tokenizer
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten
+from mlx_lm.utils import load_model, save_config, save_model
+from safetensors import SafetensorError, safe_open
 
 Array = np.ndarray[Any, Any]
 

@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from afm_mlx.errors import ExceededContextWindowSizeError, InputError
+from afm_mlx.model import Model
+from afm_mlx.tokenizer import Tokenizer
+
 import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import KVCache
 from mlx_lm.sample_utils import make_sampler
-
-from afm_mlx.errors import ExceededContextWindowSizeError, InputError
-from afm_mlx.model import Model
-from afm_mlx.tokenizer import Tokenizer
 
 PREFILL_STEP = 256
 """Prompt tokens per forward pass; between two passes a request can be cancelled."""
@@ -325,11 +325,11 @@ def generate(
 
     cache, cached = prefixes.fetch(model, tokens)
     clock = _Clock(model, cache, Metrics(prompt_tokens=len(tokens), cached_tokens=cached))
-    if request.keep > cached:
-        logits = prefill(model, tokens[cached : request.keep], cache, cancelled)
-        if logits is not None:
-            prefixes.store(tokens[: request.keep], cache)
-        cached = request.keep
+    keep = min(request.keep, len(tokens) - 1)
+    if keep > cached:
+        if prefill(model, tokens[cached:keep], cache, cancelled) is not None:
+            prefixes.store(tokens[:keep], cache)
+        cached = keep
     logits = prefill(model, tokens[cached:], cache, cancelled)
     if logits is None:
         yield Snapshot("", clock.total(), "cancelled")

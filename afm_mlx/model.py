@@ -12,15 +12,15 @@ The class follows mlx-lm's model protocol (``__call__(inputs, cache)``, ``layers
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from afm_mlx.errors import ModelError
+from afm_mlx.ops import attention, swiglu
+
 import mlx.core as mx
 from mlx import nn
 from mlx.utils import tree_flatten
-from mlx_lm.models.activations import swiglu
-from mlx_lm.models.base import create_attention_mask, scaled_dot_product_attention
+from mlx_lm.models.base import create_attention_mask
 from mlx_lm.models.cache import KVCache
 from mlx_lm.models.rope_utils import initialize_rope
-
-from afm_mlx.errors import ModelError
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ PRESETS: dict[str, ModelArgs] = {
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=32,
-        vocab_size=320,
+        vocab_size=259,  # bytes and three special tokens
         max_position_embeddings=1024,
     ),
 }
@@ -230,7 +230,7 @@ class Attention(nn.Module):  # type: ignore[misc]
         queries = self.rope(queries, offset=offset)
         if self.qk_norm:
             queries = self.q_norm(queries)
-        out = scaled_dot_product_attention(queries, *kv, cache=cache, scale=self.scale, mask=mask)
+        out = attention(queries, *kv, cache=cache, scale=self.scale, mask=mask)
         return self.o_proj(out.transpose(0, 2, 1, 3).reshape(b, n, -1))
 
 

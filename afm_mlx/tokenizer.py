@@ -14,12 +14,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from afm_mlx.errors import ModelError
+
 import tokenizers
 from mlx_lm.tokenizer_utils import BPEStreamingDetokenizer, StreamingDetokenizer, TokenizerWrapper
 from mlx_lm.tokenizer_utils import load as load_wrapper
 from transformers import PreTrainedTokenizerFast
-
-from afm_mlx.errors import ModelError
 
 
 @dataclass(frozen=True)

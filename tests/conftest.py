@@ -3,16 +3,17 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 import afm_mlx  # noqa: F401 - loads the BLAS before MLX
-import mlx.core as mx
 from afm_mlx.checkpoint import Checkpoint
 from afm_mlx.engine import Engine
-from afm_mlx.hub import embedded
 from afm_mlx.errors import ModelError
+from afm_mlx.hub import embedded
 from afm_mlx.model import PRESETS, Model, ModelArgs
 from afm_mlx.tokenizer import Tokenizer
+
+import mlx.core as mx
+import pytest
+from mlx.utils import tree_flatten
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
@@ -37,9 +38,12 @@ def tiny_tokenizer(template: str | None = TEMPLATE) -> Tokenizer:
 
 
 def random_model(args: ModelArgs, seed: int = 0) -> Model:
-    """A float32 model with random weights that give lively logits."""
+    """A float32 model with random weights, strong enough in the layers that greedy answers
+    vary (small ones would repeat the last token, which the tied embeddings favour)."""
     mx.random.seed(seed)
     model = Model(args)
+    weights = tree_flatten(model.parameters())
+    model.load_weights([(k, v * (4 if "proj" in k else 1)) for k, v in weights])
     model.eval()
     mx.eval(model.parameters())
     return model

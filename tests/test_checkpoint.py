@@ -10,18 +10,18 @@ from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
 
-import mlx.core as mx
-import numpy as np
-import pytest
-from mlx.utils import tree_flatten
-from mlx_lm.utils import load_model
-
 from afm_mlx import hub
 from afm_mlx.checkpoint import Checkpoint, load, save, signature
 from afm_mlx.errors import InputError, ModelError
 from afm_mlx.model import PRESETS, Model
 from afm_mlx.tokenizer import Message, Tokenizer
 from tests.conftest import random_model, tiny_tokenizer
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+from mlx_lm.utils import load_model
 
 REUSE = replace(PRESETS["tiny"], num_kv_reuse_layers=1, qk_norm=True)
 

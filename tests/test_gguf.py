@@ -4,15 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-import numpy as np
-import pytest
-from mlx_lm.generate import generate_step
-
 from afm_mlx.checkpoint import Checkpoint, load
 from afm_mlx.errors import ModelError
 from afm_mlx.gguf import GGUF
 from afm_mlx.tokenizer import Message
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx_lm.generate import generate_step
 
 REFERENCE: dict[str, Any] = json.loads(
     (Path(__file__).parent / "data" / "smollm2_reference.json").read_text(encoding="utf-8")

@@ -4,16 +4,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from afm_mlx.errors import ModelError
+from afm_mlx.model import PRESETS, Model, ModelArgs
+from tests.conftest import random_model
+
 import mlx.core as mx
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_map
 from mlx_lm.generate import generate_step, speculative_generate_step
 from mlx_lm.models import afm7, llama
-
-from afm_mlx.errors import ModelError
-from afm_mlx.model import PRESETS, Model, ModelArgs
-from tests.conftest import random_model
 
 TINY = PRESETS["tiny"]
 REUSE = replace(

@@ -1,10 +1,10 @@
 """User text stays data: no special token is ever parsed in it."""
 
-import pytest
-
 from afm_mlx.errors import ModelError
 from afm_mlx.tokenizer import Message, Tokenizer
 from tests.conftest import TEMPLATE, tiny_tokenizer
+
+import pytest
 
 IM_START, IM_END = 1, 2
 

@@ -5,10 +5,10 @@ import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-import tyro
-
 from afm_mlx.cli import commands
 from afm_mlx.errors import AFMError
+
+import tyro
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

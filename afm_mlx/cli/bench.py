@@ -16,13 +16,6 @@ from dataclasses import asdict
 from importlib import resources
 from typing import Any
 
-import mlx.core as mx
-from mlx.utils import tree_flatten
-from mlx_lm.generate import generate_step
-from mlx_lm.models import llama
-from rich.progress import Progress
-from rich.table import Table
-
 from afm_mlx import blas
 from afm_mlx.checkpoint import Checkpoint, load
 from afm_mlx.cli.commands import Bench
@@ -38,6 +31,13 @@ from afm_mlx.generation import (
     prefill,
     sampler,
 )
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+from mlx_lm.generate import generate_step
+from mlx_lm.models import llama
+from rich.progress import Progress
+from rich.table import Table
 
 STOCK = "AFM_BENCH_STOCK"  # set in the process that measures mlx-lm as installed
 

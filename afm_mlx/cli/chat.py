@@ -3,9 +3,6 @@
 import asyncio
 import sys
 
-from rich.live import Live
-from rich.text import Text
-
 from afm_mlx.cli.commands import Chat
 from afm_mlx.cli.output import console, errors, print_json, timing
 from afm_mlx.cli.work import options as sampling
@@ -13,6 +10,9 @@ from afm_mlx.engine import Engine
 from afm_mlx.errors import ExceededContextWindowSizeError, InputError
 from afm_mlx.generation import GenerationOptions
 from afm_mlx.session import LanguageModelSession
+
+from rich.live import Live
+from rich.text import Text
 
 
 def run(command: Chat) -> int:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tyro.conf import Positional
-
 from afm_mlx.text import MAX_CHARACTERS
+
+from tyro.conf import Positional
 
 Format = Literal["auto", "text", "json"]
 Tone = Literal["plain", "friendly", "professional", "concise"]

@@ -6,14 +6,14 @@ import time
 from importlib import resources
 from typing import Any
 
-from rich.text import Text as Line
-
 from afm_mlx import features
 from afm_mlx.cli.commands import Demo
 from afm_mlx.cli.output import console, final, print_json, show, timing
 from afm_mlx.cli.work import options, stack_name
 from afm_mlx.engine import Engine
 from afm_mlx.features import FEATURES, Feature, NotificationStack
+
+from rich.text import Text as Line
 
 
 def run(command: Demo) -> int:

@@ -10,14 +10,14 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import mlx.core as mx
-from huggingface_hub.constants import HF_HUB_CACHE, HF_HUB_OFFLINE
-from rich.table import Table
-
 from afm_mlx import blas, hub
 from afm_mlx.cli.commands import Doctor
 from afm_mlx.cli.output import console, print_json
 from afm_mlx.errors import ModelError
+
+import mlx.core as mx
+from huggingface_hub.constants import HF_HUB_CACHE, HF_HUB_OFFLINE
+from rich.table import Table
 
 PACKAGES = ("afm-mlx", "mlx", "mlx-lm", "huggingface-hub", "numpy", "textual", "transformers")
 LEAST_MEMORY = 2 * 2**30  # bytes; the embedded model peaks at about 0.6 GiB

@@ -2,11 +2,11 @@
 
 from dataclasses import asdict
 
-from rich.table import Table
-
 from afm_mlx import hub
 from afm_mlx.cli.commands import Download, ListModels, Remove
 from afm_mlx.cli.output import console, print_json
+
+from rich.table import Table
 
 
 def show(command: ListModels) -> int:

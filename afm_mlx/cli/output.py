@@ -4,16 +4,16 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
+from afm_mlx.errors import DecodingFailureError
+from afm_mlx.features import Answer, Edit, Progress, Proofread
+from afm_mlx.generation import Metrics
+
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markdown import Markdown
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
-
-from afm_mlx.errors import DecodingFailureError
-from afm_mlx.features import Answer, Edit, Progress, Proofread
-from afm_mlx.generation import Metrics
 
 console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)

@@ -1,0 +1,163 @@
+"""The engine: one thread, a queue, cancelling, errors, threads and event loops."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+
+from afm_mlx.checkpoint import Checkpoint
+from afm_mlx.engine import Engine
+from afm_mlx.errors import ExceededContextWindowSizeError, ModelError
+from afm_mlx.generation import GenerationOptions, Request
+from tests.conftest import tiny_checkpoint
+
+import mlx.core as mx
+import pytest
+
+PROMPT = list(range(3, 43))
+
+
+def request(count: int = 8) -> Request:
+    return Request(PROMPT, GenerationOptions(maximum_response_tokens=count))
+
+
+def test_all_work_is_on_one_thread(engine: Engine) -> None:
+    names = [engine.call(lambda _: threading.current_thread().name).result() for _ in range(3)]
+    streamed = list(engine.stream(lambda c, stop: iter([threading.current_thread().name])))
+    assert len({*names, *streamed}) == 1
+    assert names[0] != threading.current_thread().name
+
+
+def test_lazy_arrays_would_not_survive_the_crossing(engine: Engine) -> None:
+    # The reason for the single thread: if this ever passes, the rule can go.
+    lazy = engine.call(lambda c: mx.ones((2,)) + 1).result()
+    with pytest.raises(RuntimeError, match="Stream"):
+        mx.eval(lazy)
+
+
+def test_sync_and_async_give_the_same(engine: Engine) -> None:
+    plain = [s.text for s in engine.generate(request())]
+
+    async def collect() -> list[str]:
+        return [s.text async for s in engine.generate(request())]
+
+    assert asyncio.run(collect()) == plain
+    assert len(plain) == 9
+
+
+def test_jobs_queue_in_order(engine: Engine) -> None:
+    runs = [engine.generate(request()) for _ in range(3)]
+    waits = [list(run)[-1].metrics.queued for run in runs]
+    assert waits == sorted(waits)
+    assert waits[2] > 0
+
+
+def test_many_callers(engine: Engine) -> None:
+    expected = list(engine.generate(request()))[-1].text
+    found: list[str] = []
+
+    def caller() -> None:
+        found.append(list(engine.generate(request()))[-1].text)
+
+    threads = [threading.Thread(target=caller) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [expected] * 5
+
+
+def endless(_: Checkpoint, cancelled: Callable[[], bool]) -> Iterator[int]:
+    n = 0
+    while not cancelled():
+        n += 1
+        yield n
+
+
+def test_cancel_from_another_thread(engine: Engine) -> None:
+    run = engine.stream(endless)
+    threading.Timer(0.05, run.cancel).start()
+    assert len(list(run)) > 0
+    assert run.cancelled
+
+
+def test_leaving_the_loop_cancels(engine: Engine) -> None:
+    for n in engine.stream(endless):
+        if n == 3:
+            break
+    assert engine.call(lambda _: "free").result(timeout=5) == "free"
+
+
+def test_cancelling_the_task_cancels_the_run(engine: Engine) -> None:
+    async def work() -> None:
+        async def consume() -> None:
+            async for _ in engine.stream(endless):
+                pass
+
+        task = asyncio.create_task(consume())
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(work())
+    assert engine.call(lambda _: "free").result(timeout=5) == "free"
+
+
+def test_event_loop_stays_free_while_decoding(engine: Engine) -> None:
+    async def work() -> int:
+        ticks = 0
+
+        async def tick() -> None:
+            nonlocal ticks
+            while True:
+                await asyncio.sleep(0)
+                ticks += 1
+
+        ticking = asyncio.create_task(tick())
+        async for _ in engine.generate(request(30)):
+            pass
+        ticking.cancel()
+        return ticks
+
+    assert asyncio.run(work()) > 30
+
+
+def test_errors_reach_the_caller_and_the_engine_lives_on(engine: Engine) -> None:
+    too_long = Request([5] * 5000)
+    with pytest.raises(ExceededContextWindowSizeError):
+        list(engine.generate(too_long))
+
+    async def same() -> None:
+        async for _ in engine.generate(too_long):
+            pass
+
+    with pytest.raises(ExceededContextWindowSizeError):
+        asyncio.run(same())
+    assert list(engine.generate(request()))[-1].finish_reason == "length"
+
+
+def test_model_that_cannot_be_loaded() -> None:
+    with Engine.open("no-such-model") as engine:
+        with pytest.raises(ModelError, match="unknown model"):
+            list(engine.generate(request()))
+        with pytest.raises(ModelError, match="unknown model"):
+            _ = engine.checkpoint
+
+
+def test_close_cancels_what_runs_and_waits() -> None:
+    engine = Engine(tiny_checkpoint)
+    runs = [engine.stream(endless) for _ in range(3)]
+    engine.close()
+    engine.close()
+    assert all(run.cancelled for run in runs)
+
+
+def test_prefixes_are_shared_and_forgotten(engine: Engine) -> None:
+    kept = Request(PROMPT, GenerationOptions(maximum_response_tokens=2), keep=30)
+
+    def cached() -> int:
+        return list(engine.generate(kept))[-1].metrics.cached_tokens
+
+    assert [cached(), cached()] == [0, 30]
+    engine.forget().result()
+    assert cached() == 0

@@ -1,0 +1,87 @@
+"""The CPU forms against float64 numpy, MLX's own kernels and automatic gradients."""
+
+import math
+from collections.abc import Callable
+
+from afm_mlx import ops
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx_lm.models import activations, base
+
+
+def difference(a: mx.array, b: mx.array) -> float:
+    return float(mx.abs(a - b).max().item())
+
+
+def test_exp() -> None:
+    x = np.linspace(-ops.EXP_LIMIT, ops.EXP_LIMIT, 100_001, dtype=np.float32)
+    found, exact = np.array(ops._exp(mx.array(x)), np.float64), np.exp(x.astype(np.float64))
+    relative = np.abs(found / exact - 1)
+    assert relative[np.abs(x) < 20].max() < 8e-6
+    assert relative.max() < 5e-3  # where exp is below 1e-15, or its inverse is
+    beyond = np.array(ops._exp(mx.array([-1e30, -math.inf, 1e30, math.inf])))
+    assert np.isfinite(beyond).all()
+
+
+def test_softmax() -> None:
+    x = mx.random.normal((5, 300)) * 8
+    exact = np.exp(np.array(x, np.float64))
+    exact /= exact.sum(-1, keepdims=True)
+    np.testing.assert_allclose(np.array(ops.quick_softmax(x)), exact, atol=1e-6)
+
+
+def test_softmax_survives_large_and_masked_scores() -> None:
+    x = mx.array([[1e4, 1e4 - 1, ops.MASKED], [-1e4, ops.MASKED, ops.MASKED]])
+    e = math.exp(-1)
+    expected = [[1 / (1 + e), e / (1 + e), 0], [1, 0, 0]]
+    np.testing.assert_allclose(np.array(ops.quick_softmax(x)), expected, atol=1e-6)
+
+
+def test_swiglu_far_out() -> None:
+    gate = mx.array([-1e4, -50.0, -1.0, 0.0, 1.0, 50.0, 1e4])
+    found = np.array(ops.quick_swiglu(gate, mx.full(gate.shape, 2.0)))
+    g = np.array(gate, np.float64)
+    expected = 2 * g / (1 + np.exp(-np.clip(g, -700, 700)))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-10)
+
+
+def test_gradients() -> None:
+    def loss_of(softmax: Callable[..., mx.array], swiglu: Callable[..., mx.array]) -> object:
+        def loss(x: mx.array, y: mx.array) -> mx.array:
+            return (softmax(x) * y).sum() + (swiglu(x, y) ** 2).sum()
+
+        return mx.grad(loss, argnums=(0, 1))
+
+    x, y = mx.random.normal((7, 90)) * 3, mx.random.normal((7, 90))
+    plain = loss_of(lambda x: mx.softmax(x, axis=-1), lambda g, u: g * mx.sigmoid(g) * u)
+    own = loss_of(ops.quick_softmax, ops.quick_swiglu)
+    for found, expected in zip(own(x, y), plain(x, y), strict=True):  # type: ignore[operator]
+        assert difference(found, expected) < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["none", "causal", "bool", "additive"])
+@pytest.mark.parametrize(("length", "total"), [(64, 64), (40, 200)])
+def test_attention_equals_mlx(kind: str, length: int, total: int) -> None:
+    mx.random.seed(0)
+    q = mx.random.normal((2, 6, length, 32)) * 3
+    k, v = mx.random.normal((2, 2, total, 32)), mx.random.normal((2, 2, total, 32))
+    seen = mx.arange(total) <= mx.arange(total - length, total)[:, None]
+    mask = {
+        "none": None,
+        "causal": "causal",
+        "bool": seen & (mx.arange(total) > 3)[None],
+        "additive": mx.random.normal((length, total)),
+    }[kind]
+    if kind == "bool":
+        mask = mx.broadcast_to(mask | (mx.arange(total) == total - length)[None], seen.shape)
+    assert q.shape[1] * length * total >= ops.LEAST_SIZE
+    expected = base.scaled_dot_product_attention(q, k, v, cache=None, scale=0.2, mask=mask)
+    assert difference(ops.attention(q, k, v, None, 0.2, mask), expected) < 1e-5
+
+
+def test_swiglu_equals_mlx_lm() -> None:
+    gate, up = mx.random.normal((128, 256)), mx.random.normal((128, 256))
+    assert gate.size >= ops.LEAST_SIZE
+    assert difference(ops.swiglu(gate, up), activations.swiglu(gate, up)) < 1e-5
