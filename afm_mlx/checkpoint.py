@@ -18,12 +18,11 @@ from typing import Any
 from afm_mlx import __version__, hub
 from afm_mlx.errors import InputError, ModelError
 from afm_mlx.gguf import GGUF
-from afm_mlx.model import Model, ModelArgs
+from afm_mlx.model import Model, ModelArgs, named_weights
 from afm_mlx.tokenizer import Tokenizer
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model, save_config, save_model
 from safetensors import SafetensorError, safe_open
 
@@ -51,7 +50,7 @@ class Checkpoint:
             return signature(GGUF(self.path).weights().items())
         weights: dict[str, mx.array] = {}
         for file in _weight_files(self.path):
-            weights |= mx.load(str(file))
+            weights.update(_arrays(file))
         return signature((k, _canonical(v)) for k, v in self.model.sanitize(weights).items())
 
 
@@ -174,6 +173,11 @@ def _check_safetensors(file: Path) -> None:
         ) from error
 
 
+def _arrays(file: Path) -> dict[str, mx.array]:
+    loaded: Any = mx.load(str(file))
+    return loaded
+
+
 def _canonical(array: mx.array) -> Array:
     if mx.issubdtype(array.dtype, mx.floating):
         array = array.astype(mx.float32)
@@ -205,7 +209,7 @@ def save(
     folder = Path(folder)
     if folder.exists() and not overwrite:
         raise InputError(f"{folder} exists already: choose another name or allow to overwrite it")
-    weights = tree_flatten(model.parameters())
+    weights = named_weights(model)
     needed = sum(v.nbytes for _, v in weights)
     temporary: Path | None = None
     try:

@@ -7,17 +7,22 @@ and cancel it from any thread.
 """
 
 import asyncio
+import atexit
 import contextlib
 import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import replace
-from typing import Generic, TypeVar
+from queue import SimpleQueue
+from typing import Any, Generic, TypeVar
 
 from afm_mlx.checkpoint import Checkpoint, load
+from afm_mlx.errors import InputError
 from afm_mlx.generation import PREFIX_BUDGET, PrefixCache, Request, Snapshot, generate
+
+import mlx.core as mx
 
 T = TypeVar("T")
 
@@ -113,11 +118,14 @@ class Engine:
     def __init__(
         self, load_checkpoint: Callable[[], Checkpoint] = load, prefix_budget: int = PREFIX_BUDGET
     ) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="afm-engine")
-        self._prefixes = PrefixCache(prefix_budget)
-        self._runs: set[Run[object]] = set()
+        self._runs: set[Run[Any]] = set()
         self._closed = False
-        self._loading = self._thread.submit(load_checkpoint)
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="afm-engine", daemon=True)
+        self._thread.start()
+        atexit.register(self.close)
+        self._prefixes = PrefixCache(prefix_budget)
+        self._loading = self._submit(load_checkpoint)
 
     @classmethod
     def open(cls, source: str | None = None, revision: str | None = None) -> "Engine":
@@ -135,17 +143,19 @@ class Engine:
 
     def call(self, job: Callable[[Checkpoint], T]) -> "Future[T]":
         """Run ``job`` on the engine's thread once; return plain Python values from it."""
-        return self._thread.submit(lambda: job(self._loading.result()))
+        return self._submit(lambda: job(self._loading.result()))
 
     def stream(self, job: Callable[[Checkpoint, Callable[[], bool]], Iterator[T]]) -> Run[T]:
         """Run a generator on the engine's thread; its second argument tells if to stop."""
+        if self._closed:
+            raise InputError("this engine is closed: open another one")
         run: Run[T] = Run()
 
         def work() -> None:
             try:
                 for item in job(self._loading.result(), lambda: run.cancelled):
                     run._put(item)
-            except BaseException as error:  # delivered to whoever iterates
+            except Exception as error:  # delivered to whoever iterates
                 run._end(error)
             else:
                 run._end()
@@ -153,7 +163,7 @@ class Engine:
                 self._runs.discard(run)
 
         self._runs.add(run)
-        self._thread.submit(work)
+        self._jobs.put(work)
         return run
 
     def generate(self, request: Request) -> Run[Snapshot]:
@@ -171,7 +181,7 @@ class Engine:
 
     def forget(self) -> "Future[None]":
         """Drop all cached prompt prefixes."""
-        return self._thread.submit(self._prefixes.clear)
+        return self._submit(self._prefixes.clear)
 
     def close(self) -> None:
         """Cancel what runs or waits, and end the thread. Safe to call twice."""
@@ -180,8 +190,31 @@ class Engine:
         self._closed = True
         for run in list(self._runs):
             run.cancel()
-        self._thread.submit(self._prefixes.clear)
-        self._thread.shutdown(wait=True)
+        self._jobs.put(None)
+        self._thread.join()
+        atexit.unregister(self.close)
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
+        self._prefixes.clear()
+        mx.synchronize()
+        mx.clear_streams()  # streams that outlive their thread abort the process at its end
+
+    def _submit(self, job: Callable[[], T]) -> "Future[T]":
+        if self._closed:
+            raise InputError("this engine is closed: open another one")
+        future: Future[T] = Future()
+
+        def work() -> None:
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(job())
+                except Exception as error:  # delivered to whoever waits
+                    future.set_exception(error)
+
+        self._jobs.put(work)
+        return future
 
     def __enter__(self) -> "Engine":
         return self

@@ -12,11 +12,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from afm_mlx.errors import ExceededContextWindowSizeError, InputError
-from afm_mlx.model import Model
+from afm_mlx.model import Model, named_weights
 from afm_mlx.tokenizer import Tokenizer
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 from mlx_lm.models.cache import KVCache
 from mlx_lm.sample_utils import make_sampler
 
@@ -171,7 +170,7 @@ def prefill(
     for start in range(0, len(tokens), PREFILL_STEP):
         if cancelled():
             return None
-        chunk = mx.array(tokens[start : start + PREFILL_STEP])[None]
+        chunk = mx.array(list(tokens[start : start + PREFILL_STEP]))[None]
         logits = model(chunk, cache=cache, last=1)[0, -1]
         if start + PREFILL_STEP < len(tokens):
             mx.eval([c.state for c in cache])  # the logits of inner chunks are never computed
@@ -286,7 +285,7 @@ class _Clock:
         )
 
     def total(self) -> Metrics:
-        weights = sum(v.nbytes for _, v in tree_flatten(self.model.parameters()))
+        weights = sum(v.nbytes for _, v in named_weights(self.model))
         if not self.model.args.tie_word_embeddings:  # the input table is read by row only
             weights -= self.model.model.embed_tokens.weight.nbytes
         kv = sum(_used_bytes(c) for c in self.cache)
@@ -374,12 +373,11 @@ def decode(
     token = sample(logits)
     mx.async_eval(token)
     for n in range(1, budget + 1):
-        following = None
+        current = token
         if n < budget:
-            following = sample(decode_one(model, token, cache))
-            mx.async_eval(following)
-        yield token.item()
-        token = following
+            token = sample(decode_one(model, current, cache))
+            mx.async_eval(token)
+        yield int(current)
         if n % 256 == 0:
             mx.clear_cache()
 
@@ -391,7 +389,7 @@ def choose(
     branches, n = list(choices), 0
     while True:
         allowed = sorted({b[n] for b in branches})
-        token = allowed[mx.argmax(logits[mx.array(allowed)]).item()]
+        token = allowed[int(mx.argmax(logits[mx.array(allowed)]))]
         yield token
         n += 1
         branches = [b for b in branches if b[n - 1] == token]

@@ -43,7 +43,7 @@ _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_PRE_TOKENIZERS = {
+_PRE_TOKENIZERS: dict[str, list[Any]] = {
     "smollm": [pre_tokenizers.Digits(individual_digits=True), _GPT2],
     "gpt-2": [_GPT2],
     "llama-bpe": [
@@ -62,13 +62,14 @@ class GGUF:
 
     def __init__(self, path: Path) -> None:
         try:
-            arrays, self.metadata = mx.load(str(path), format="gguf", return_metadata=True)
+            loaded: Any = mx.load(str(path), format="gguf", return_metadata=True)
         except (RuntimeError, ValueError) as error:
             raise ModelError(
                 f"{path} is no readable GGUF file ({_first_line(error)}): download it again"
             ) from error
         self.path = path
-        self._arrays: dict[str, mx.array] = arrays
+        self._arrays: dict[str, mx.array] = loaded[0]
+        self.metadata: dict[str, Any] = loaded[1]
         architecture = self.metadata.get("general.architecture", "unknown")
         if architecture not in ARCHITECTURES:
             raise ModelError(
@@ -83,7 +84,7 @@ class GGUF:
             if default is None:
                 raise ModelError(f"{self.path} lacks the metadata {key}: download it again")
             return default
-        return float(value.item()) if isinstance(value, mx.array) else float(value)
+        return float(value)
 
     def _read_args(self) -> ModelArgs:
         heads = int(self._number("llama.attention.head_count"))

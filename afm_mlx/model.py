@@ -188,7 +188,7 @@ PRESETS: dict[str, ModelArgs] = {
 KV = tuple[Any, Any]  # keys and values as a cache returns them: arrays, or quantised triples
 
 
-class Attention(nn.Module):  # type: ignore[misc]
+class Attention(nn.Module):
     """Grouped-query attention; with ``reuses_kv`` it owns only Q and O."""
 
     def __init__(self, args: ModelArgs, reuses_kv: bool = False) -> None:
@@ -234,7 +234,7 @@ class Attention(nn.Module):  # type: ignore[misc]
         return self.o_proj(out.transpose(0, 2, 1, 3).reshape(b, n, -1))
 
 
-class MLP(nn.Module):  # type: ignore[misc]
+class MLP(nn.Module):
     """SwiGLU feed-forward of width ``hidden`` (arXiv 2002.05202)."""
 
     def __init__(self, dim: int, hidden: int) -> None:
@@ -247,7 +247,7 @@ class MLP(nn.Module):  # type: ignore[misc]
         return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
 
 
-class TransformerBlock(nn.Module):  # type: ignore[misc]
+class TransformerBlock(nn.Module):
     """Pre-norm block; returns the stream and the keys and values that it attended to."""
 
     def __init__(self, args: ModelArgs, ffn_size: int, reuses_kv: bool) -> None:
@@ -272,7 +272,7 @@ class TransformerBlock(nn.Module):  # type: ignore[misc]
         return h + self.mlp(self.post_attention_layernorm(h)), kv
 
 
-class Decoder(nn.Module):  # type: ignore[misc]
+class Decoder(nn.Module):
     """Embedding, blocks and final norm: token ids ``[B, L]`` to hidden states ``[B, L, D]``."""
 
     def __init__(self, args: ModelArgs) -> None:
@@ -311,7 +311,7 @@ class Decoder(nn.Module):  # type: ignore[misc]
         return self.norm(h)
 
 
-class Model(nn.Module):  # type: ignore[misc]
+class Model(nn.Module):
     """Causal language model.
 
     ``model(inputs, cache=None, input_embeddings=None, last=None)`` maps token ids ``[B, L]``
@@ -357,4 +357,10 @@ class Model(nn.Module):  # type: ignore[misc]
     @property
     def num_parameters(self) -> int:
         """Number of weights; tied embeddings count once."""
-        return sum(v.size for _, v in tree_flatten(self.parameters()))
+        return sum(v.size for _, v in named_weights(self))
+
+
+def named_weights(module: nn.Module) -> list[tuple[str, mx.array]]:
+    """All weights of a module with their dotted names."""
+    flat: Any = tree_flatten(module.parameters())
+    return list(flat)

@@ -37,6 +37,11 @@ def _on_cpu() -> bool:
     return True
 
 
+def _quick(x: mx.array, size: int) -> bool:
+    """Whether ``size`` numbers like ``x`` are worth the CPU forms."""
+    return x.dtype == mx.float32 and size >= LEAST_SIZE and _on_cpu()
+
+
 def _exp(x: mx.array) -> mx.array:
     """exp of ``x`` within +-EXP_LIMIT, by exp(x) = exp(x / 32) ** 32."""
     y = mx.maximum(mx.minimum(x, EXP_LIMIT), -EXP_LIMIT) * (1 / 32)
@@ -94,9 +99,8 @@ def _swiglu_vjp(
 
 def swiglu(gate: mx.array, up: mx.array) -> mx.array:
     """silu(gate) * up (arXiv 2002.05202)."""
-    if _on_cpu() and gate.size >= LEAST_SIZE:
-        return quick_swiglu(gate, up)
-    return activations.swiglu(gate, up)
+    product: Any = quick_swiglu if _quick(gate, gate.size) else activations.swiglu
+    return product(gate, up)
 
 
 def attention(
@@ -112,8 +116,8 @@ def attention(
             broadcasts to ``[B, num_heads, L, S]``: booleans, or numbers to add.
     """
     b, heads, length, dim = queries.shape
-    plain = not isinstance(keys, mx.array) or heads * length * keys.shape[2] < LEAST_SIZE
-    if plain or length == 1 or not _on_cpu():
+    quantised = not isinstance(keys, mx.array)
+    if quantised or length == 1 or not _quick(queries, heads * length * keys.shape[2]):
         return base.scaled_dot_product_attention(
             queries, keys, values, cache=cache, scale=scale, mask=mask
         )
@@ -124,5 +128,6 @@ def attention(
         mask = mx.arange(total - length, total)[:, None] >= mx.arange(total)
     if mask is not None:
         scores = scores + (mx.where(mask, 0.0, MASKED) if mask.dtype == mx.bool_ else mask)
-    weights = quick_softmax(scores).reshape(b, kv_heads, -1, total)
+    weights: Any = quick_softmax(scores)
+    weights = weights.reshape(b, kv_heads, -1, total)
     return (weights @ values).reshape(b, heads, length, -1)

@@ -87,8 +87,9 @@ def shorten(text: str, limit: int) -> str:
 
 
 def similarity(a: str, b: str) -> float:
-    """Share of words in common and in order, between 0 and 1."""
-    return SequenceMatcher(None, words(a), words(b), autojunk=False).ratio()
+    """Share of words in common and in order, case aside, between 0 and 1."""
+    first, second = words(a.casefold()), words(b.casefold())
+    return SequenceMatcher(None, first, second, autojunk=False).ratio()
 
 
 def word_edits(before: str, after: str) -> list[tuple[int, int, str]]:

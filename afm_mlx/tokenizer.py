@@ -112,7 +112,7 @@ class Tokenizer:
         ids: list[int] = []
         for i, piece in enumerate(self._markers.split(rendered)):
             if i % 2:
-                ids.append(self.backend.token_to_id(piece))
+                ids += self.backend.encode(piece, add_special_tokens=False).ids
             else:
                 ids += self.encode(re.sub("(\x1c?)\ue000(\\d+)\ue001(\x1c?)", fill, piece))
         return ids

@@ -54,6 +54,6 @@ def _named(**choices: Any) -> Any:
     """A union of subcommands under the given names."""
     union: Any = None
     for name, command in choices.items():
-        member = Annotated[command, tyro.conf.subcommand(name.replace("_", "-"))]
+        member: Any = Annotated[command, tyro.conf.subcommand(name.replace("_", "-"))]
         union = member if union is None else union | member
     return union

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from importlib import resources
+from importlib.metadata import version
 from typing import Any
 
 from afm_mlx import blas
@@ -31,9 +32,9 @@ from afm_mlx.generation import (
     prefill,
     sampler,
 )
+from afm_mlx.model import named_weights
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 from mlx_lm.generate import generate_step
 from mlx_lm.models import llama
 from rich.progress import Progress
@@ -65,7 +66,7 @@ def run(command: Bench) -> int:
     report["machine"] = {
         "device": str(mx.default_device()),
         "blas": asdict(blas.active()),
-        "mlx": mx.__version__,
+        "mlx": version("mlx"),
     }
     if command.json:
         print_json(report)
@@ -84,7 +85,7 @@ def _prompt(checkpoint: Checkpoint, length: int) -> list[int]:
 def _twin(checkpoint: Checkpoint) -> llama.Model:
     """mlx-lm's llama around the very same arrays."""
     model = llama.Model(llama.ModelArgs.from_dict(checkpoint.model.args.to_dict()))
-    model.load_weights(tree_flatten(checkpoint.model.parameters()))
+    model.load_weights(named_weights(checkpoint.model))
     model.eval()
     return model
 

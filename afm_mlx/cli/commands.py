@@ -5,7 +5,7 @@ Nothing heavy is imported before a command runs, so that ``afm --help`` answers 
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from afm_mlx.text import MAX_CHARACTERS
 
@@ -43,6 +43,12 @@ class Input(Common):
     max_characters: int = MAX_CHARACTERS
     """Refuse input that is longer than this."""
 
+    def read(self) -> list[Any]:
+        """The texts and JSON values handed to the command; read before anything heavy."""
+        from afm_mlx.cli.reading import read_items
+
+        return read_items(self.files, self.format)
+
 
 @dataclass(frozen=True)
 class Summarize(Input):
@@ -64,9 +70,10 @@ class Summarize(Input):
     """Also say whether a notification stack is urgent."""
 
     def run(self) -> int:
+        items = self.read()
         from afm_mlx.cli import work
 
-        return work.summarize(self)
+        return work.summarize(self, items)
 
 
 @dataclass(frozen=True)
@@ -78,9 +85,10 @@ class Proofread(Input):
     """
 
     def run(self) -> int:
+        items = self.read()
         from afm_mlx.cli import work
 
-        return work.proofread(self)
+        return work.proofread(self, items)
 
 
 @dataclass(frozen=True)
@@ -95,9 +103,10 @@ class Rewrite(Input):
     """How the new text should sound."""
 
     def run(self) -> int:
+        items = self.read()
         from afm_mlx.cli import work
 
-        return work.rewrite(self)
+        return work.rewrite(self, items)
 
 
 @dataclass(frozen=True)
@@ -112,9 +121,10 @@ class KeyPoints(Input):
     """points: the most important ones; list and table: everything."""
 
     def run(self) -> int:
+        items = self.read()
         from afm_mlx.cli import work
 
-        return work.key_points(self)
+        return work.key_points(self, items)
 
 
 @dataclass(frozen=True)
@@ -129,9 +139,10 @@ class Reply(Input):
     """
 
     def run(self) -> int:
+        items = self.read()
         from afm_mlx.cli import work
 
-        return work.reply(self)
+        return work.reply(self, items)
 
 
 @dataclass(frozen=True)
@@ -147,9 +158,10 @@ class Change(Input):
     """What to change."""
 
     def run(self) -> int:
+        items = self.read()
         from afm_mlx.cli import work
 
-        return work.change(self)
+        return work.change(self, items)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from afm_mlx.cli.commands import (
     Summarize,
 )
 from afm_mlx.cli.output import final, print_json, show
-from afm_mlx.cli.reading import read_items
 from afm_mlx.engine import Engine
 from afm_mlx.errors import InputError
 from afm_mlx.features import Feature, NotificationStack, Text, Thread
@@ -34,9 +33,9 @@ SHAPES = {"points": features.KEY_POINTS, "list": features.LIST, "table": feature
 Job = tuple[str, Feature[Any], Any, dict[str, Any]]
 
 
-def summarize(command: Summarize) -> int:
+def summarize(command: Summarize, items: list[Any]) -> int:
     jobs: list[Job] = []
-    for item in _items(command):
+    for item in items:
         if isinstance(item, dict) and "notifications" in item:
             stack = NotificationStack.from_json(item)
             name = stack_name(stack)
@@ -51,30 +50,30 @@ def summarize(command: Summarize) -> int:
     return _work(command, jobs)
 
 
-def proofread(command: Proofread) -> int:
-    return _work(command, _texts(command, features.PROOFREAD))
+def proofread(command: Proofread, items: list[Any]) -> int:
+    return _work(command, _texts(items, features.PROOFREAD))
 
 
-def rewrite(command: Rewrite) -> int:
-    return _work(command, _texts(command, TONES[command.tone]))
+def rewrite(command: Rewrite, items: list[Any]) -> int:
+    return _work(command, _texts(items, TONES[command.tone]))
 
 
-def key_points(command: KeyPoints) -> int:
-    return _work(command, _texts(command, SHAPES[command.shape]))
+def key_points(command: KeyPoints, items: list[Any]) -> int:
+    return _work(command, _texts(items, SHAPES[command.shape]))
 
 
-def reply(command: Reply) -> int:
+def reply(command: Reply, items: list[Any]) -> int:
     jobs: list[Job] = []
-    for item in _items(command):
+    for item in items:
         if isinstance(item, str):
             item = {"messages": [{"from": "Message", "text": Text(item).text}]}
         jobs.append(("", features.SMART_REPLY, Thread.from_json(item), _id(item)))
     return _work(command, jobs)
 
 
-def change(command: Change) -> int:
+def change(command: Change, items: list[Any]) -> int:
     jobs: list[Job] = []
-    for item in _items(command):
+    for item in items:
         if isinstance(item, str):
             item = {"text": item}
         if not isinstance(item, dict):
@@ -100,12 +99,8 @@ def stack_name(stack: NotificationStack) -> str:
     return f"{stack.app} · {stack.group}" if stack.group else stack.app
 
 
-def _items(command: Input) -> list[Any]:
-    return read_items(command.files, command.format)
-
-
-def _texts(command: Input, feature: Feature[Any]) -> list[Job]:
-    return [("", feature, _text(item), _id(item)) for item in _items(command)]
+def _texts(items: list[Any], feature: Feature[Any]) -> list[Job]:
+    return [("", feature, _text(item), _id(item)) for item in items]
 
 
 def _text(item: Any) -> Text:

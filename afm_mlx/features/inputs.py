@@ -111,6 +111,6 @@ Input = NotificationStack | Thread | Text | Change
 
 def _field(data: Any, name: str, kind: type) -> Any:
     if not isinstance(data, dict) or not isinstance(data.get(name), kind):
-        label = {str: "text", list: "list"}[kind]
+        label = "text" if kind is str else "list"
         raise InputError(f"the JSON lacks the {label} {name!r}: see `afm summarize --help`")
     return data[name]

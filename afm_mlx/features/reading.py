@@ -21,7 +21,9 @@ from afm_mlx.text import (
 SUMMARY_WORDS, SUMMARY_SENTENCES = 60, 3
 NOTIFICATION_WORDS = 12
 REPLY_WORDS = 8
-POINT_WORDS, POINTS = 14, (3, 6)
+POINT_WORDS, POINTS = 14, 6
+LEAST_SIMILAR = 0.5
+"""Words that a corrected text shares with its source; real corrections keep two thirds."""
 
 _PREAMBLE = re.compile(
     r"^(sure|certainly|of course|okay|here (is|are|'s)|the (corrected|rewritten|revised))\b"
@@ -108,7 +110,7 @@ def bullets(answer: str, source: Text) -> Reading:
     items = [_BULLET.sub("", line).strip().rstrip(";") for line in marked]
     items = list(dict.fromkeys(i for i in items if i))
     if not items:
-        items = [s.strip() for s in sentences(source.text) if s.strip()][: POINTS[1]]
+        items = [s.strip() for s in sentences(source.text) if s.strip()][:POINTS]
         return Reading(items, "the model gave no list: sentences of the text shown")
     return Reading(items)
 
@@ -116,7 +118,7 @@ def bullets(answer: str, source: Text) -> Reading:
 def key_points(answer: str, source: Text) -> Reading:
     """At most 6 points of at most 14 words."""
     reading = bullets(answer, source)
-    points = [shorten(p, POINT_WORDS).rstrip(".") for p in reading.value[: POINTS[1]]]
+    points = [shorten(p, POINT_WORDS).rstrip(".") for p in reading.value[:POINTS]]
     return Reading(points, reading.note)
 
 
@@ -137,7 +139,7 @@ def table(answer: str, source: Text) -> Reading:
 def proofread(answer: str, source: Text) -> Reading:
     """The corrected text with its edits; an answer that rewrites the text is refused."""
     corrected = _like(source.text, clean(answer))
-    if similarity(source.text, corrected) < 0.7:
+    if similarity(source.text, corrected) < LEAST_SIMILAR:
         return Reading(
             Proofread(source.text, ()), "the model's answer was no correction: text unchanged"
         )

@@ -5,7 +5,7 @@ ends: transformed texts are joined again, summaries condense the earlier parts f
 """
 
 from collections.abc import AsyncIterator, Callable
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
 from afm_mlx.engine import Engine
@@ -21,6 +21,7 @@ from afm_mlx.features.inputs import (
     Text,
     Thread,
 )
+from afm_mlx.features.reading import Proofread
 from afm_mlx.generation import GenerationOptions, Metrics, Request
 from afm_mlx.text import MAX_CHARACTERS, parts
 from afm_mlx.tokenizer import Tokenizer
@@ -57,7 +58,7 @@ class Answer:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for ``--json``; times in seconds, sizes in bytes."""
-        value = asdict(self.value) if is_dataclass(self.value) else self.value
+        value = asdict(self.value) if isinstance(self.value, Proofread) else self.value
         m = self.metrics
         return {
             "feature": self.feature,
@@ -84,7 +85,7 @@ async def run(
     Raises:
         InputError: the input is longer than ``max_characters``.
     """
-    length = len(feature.render(value))
+    length = len(feature.messages(value)[-1].content)
     if length > max_characters:
         raise InputError(
             f"the input has {length:,} characters, more than the limit of {max_characters:,}:"
@@ -196,11 +197,15 @@ def _condenser(feature: Feature[Any]) -> Feature[Any]:
     if feature.input is NotificationStack:
         return notifications.NOTIFICATION_SUMMARY
     if feature.input is Thread:
-        return replace(
-            writing.SUMMARY,
+        return Feature(
+            name="thread-summary",
+            title="Thread summary",
+            instructions=writing.SUMMARY.instructions,
+            examples=writing.SUMMARY.examples,
             input=Thread,
             render=notifications.render_thread,
             read=lambda text, t: reading.summary(text, Text(notifications.render_thread(t))),
+            answer_tokens=writing.SUMMARY.answer_tokens,
         )
     return writing.SUMMARY
 
@@ -218,7 +223,7 @@ def _prepend(earlier: str, piece: Any) -> Any:
 
 def _plain(value: Any) -> str:
     """A value as a person reads it."""
-    if isinstance(value, reading.Proofread):
+    if isinstance(value, Proofread):
         return value.corrected
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -233,13 +238,13 @@ def _plain(value: Any) -> str:
 
 def _join(pieces: list[Any], values: list[Any]) -> Any:
     """Answers to parts of one text as one answer."""
-    if isinstance(values[0], reading.Proofread):
+    if isinstance(values[0], Proofread):
         edits, offset = [], 0
         for piece, value in zip(pieces, values, strict=True):
             for e in value.edits:
                 edits.append(replace(e, start=e.start + offset, end=e.end + offset))
             offset += len(piece.text)
-        return reading.Proofread("".join(v.corrected for v in values), tuple(edits))
+        return Proofread("".join(v.corrected for v in values), tuple(edits))
     if isinstance(values[0], str):
         return "".join(values)
     if values[0] and isinstance(values[0][0], list):

@@ -1,0 +1,116 @@
+"""Answers are read for what they say; limits hold; inventions are caught."""
+
+from afm_mlx.features import Change, Notification, NotificationStack, Text, Thread, reading
+from afm_mlx.features.inputs import ChatMessage
+from afm_mlx.text import sentences, words
+
+import pytest
+
+STACK = NotificationStack(
+    "Messages",
+    (Notification("Ana", "Lunch at 12?"), Notification("Ana", "Make it 13:00, bus is late")),
+    "Ana",
+)
+THREAD = Thread((ChatMessage("Ana", "Are you in?"),))
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        ("  plain ", "plain"),
+        ('"quoted"', "quoted"),
+        ('"a" and "b"', '"a" and "b"'),
+        ("Here is the corrected text:\nIt works.", "It works."),
+        ("Sure! Here you go: It works.", "It works."),
+        ("Summary: short", "short"),
+        ("The corrected plan is fine", "The corrected plan is fine"),
+    ],
+)
+def test_clean(answer: str, text: str) -> None:
+    assert reading.clean(answer) == text
+
+
+def test_notification_summary_is_one_short_line() -> None:
+    answer = "Lunch moved to 13:00 because the bus is late, see you there soon my friend.\nMore"
+    found = reading.notification_summary(answer, STACK)
+    assert found.value == "Lunch moved to 13:00 because the bus is late"
+    assert found.note is None
+
+
+@pytest.mark.parametrize("answer", ["Lunch with Boris", "Lunch at 14:00", "", " \n"])
+def test_invented_facts_show_the_newest_notification(answer: str) -> None:
+    found = reading.notification_summary(answer, STACK)
+    assert found.value == "Ana: Make it 13:00, bus is late"
+    assert found.note
+
+
+def test_summary_limits() -> None:
+    long = "One two three four five. " * 40
+    found = reading.summary(long, Text("x"))
+    assert len(sentences(found.value)) <= reading.SUMMARY_SENTENCES
+    crowded = reading.summary("word " * 200, Text("x"))
+    assert len(words(crowded.value)) <= reading.SUMMARY_WORDS
+    assert reading.summary(" ", Text("First. Second. Third.")).value == "First. Second."
+
+
+def test_key_points() -> None:
+    answer = "Key points:\n- one\n* two.\n3. three\n- one\n" + "".join(
+        f"- p{i}\n" for i in range(9)
+    )
+    found = reading.key_points(answer, Text("x"))
+    assert found.value == ["one", "two", "three", "p0", "p1", "p2"]
+
+
+def test_list_of_nothing_shows_the_text() -> None:
+    found = reading.bullets("", Text("First. Second."))
+    assert found.value == ["First.", "Second."]
+    assert found.note
+
+
+def test_table() -> None:
+    found = reading.table("| a | b |\n|---|:--|\n| 1 | 2 |\n| 3 |\n", Text("x"))
+    assert found.value == [["a", "b"], ["1", "2"], ["3", ""]]
+    assert reading.table("no table", Text("One. Two.")).value == [["Text"], ["One."], ["Two."]]
+
+
+def test_proofread_gives_edits() -> None:
+    source = Text("  i has two apple.\n")
+    found = reading.proofread("I have two apples.", source).value
+    assert found.corrected == "  I have two apples.\n"
+    assert [(e.was, e.to) for e in found.edits] == [
+        ("i", "I"),
+        ("has", "have"),
+        ("apple.", "apples."),
+    ]
+    for edit in found.edits:
+        assert source.text[edit.start : edit.end] == edit.was
+
+
+def test_proofread_refuses_a_rewrite() -> None:
+    source = Text("i has two apple")
+    found = reading.proofread("What a lovely day it is for fruit of all kinds", source)
+    assert (found.value.corrected, found.value.edits) == (source.text, ())
+    assert found.note
+
+
+def test_rewrite_names_what_it_adds() -> None:
+    assert reading.rewrite("See you at noon", Text("come at noon")).note is None
+    added = reading.rewrite("See you on Monday", Text("come at noon"))
+    assert added.value == "See you on Monday"
+    assert added.note and "Monday" in added.note
+    asked = reading.rewrite("See you on Monday", Change("come at noon", "say Monday"))
+    assert asked.note is None
+    assert reading.rewrite("", Text("come")).value == "come"
+
+
+def test_replies() -> None:
+    found = reading.replies('1. "Yes, I am!"\n2. Sorry, no.\n3. Maybe', THREAD)
+    assert found.value == ["Yes, I am!", "Sorry, no."]
+    once = reading.replies("Yes\nYes", THREAD)
+    assert once.value[0] == "Yes" and len(set(once.value)) == 2 and once.note
+    assert all(len(words(r)) <= 8 for r in reading.replies("a " * 30 + "\nb", THREAD).value)
+
+
+def test_choice() -> None:
+    assert reading.choice("yes", STACK).value is True
+    assert reading.choice("no", STACK).value is False
