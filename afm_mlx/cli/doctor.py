@@ -73,6 +73,12 @@ def _device() -> Check:
     finding = f"{device} {name}".strip()
     if sys.platform == "darwin" and device == mx.cpu:
         return Check("device", finding, "MLX sees no Apple GPU: use an arm64 build of Python")
+    if {_version("mlx-cpu"), _version("mlx-cuda-13")}.isdisjoint({"missing"}):
+        return Check(
+            "device",
+            f"{finding}, but mlx-cpu and mlx-cuda-13 share files",
+            "`uv pip uninstall mlx-cpu && uv pip install --reinstall mlx-cuda-13`",
+        )
     return Check("device", finding)
 
 
