@@ -10,7 +10,7 @@ import math
 import shutil
 import sys
 from collections.abc import Callable
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import mlx.core as mx
@@ -26,20 +26,17 @@ LEAST_SIZE = 2**14
 """Below so many numbers (decoding, that is) MLX's own forms are as quick."""
 
 
-@cache
-def _on_cpu() -> bool:
-    """Whether to use the CPU forms. Where MLX lacks its C++ compiler, nothing is compiled."""
-    if mx.default_device() != mx.cpu:
-        return False
-    if sys.platform == "linux" and shutil.which("g++") is None:
-        mx.disable_compile()
-        return False
-    return True
+COMPILES = sys.platform != "linux" or shutil.which("g++") is not None
+"""Whether ``mx.compile`` can work on the CPU: on Linux it calls g++."""
+if not COMPILES:
+    mx.disable_compile()  # else every compiled function would raise
 
 
 def _quick(x: mx.array, size: int) -> bool:
     """Whether ``size`` numbers like ``x`` are worth the CPU forms."""
-    return x.dtype == mx.float32 and size >= LEAST_SIZE and _on_cpu()
+    return (
+        COMPILES and size >= LEAST_SIZE and x.dtype == mx.float32 and mx.default_device() == mx.cpu
+    )
 
 
 def _exp(x: mx.array) -> mx.array:

@@ -56,18 +56,23 @@ def _halve(piece: str, size: Callable[[str], int], limit: int) -> list[str]:
 def unsupported(answer: str, source: str) -> list[str]:
     """Numbers and capitalised words of ``answer`` that do not occur in ``source``.
 
-    A cheap sign of invented facts. The first word of a sentence is only checked if it has a
-    digit, since it is capitalised anyway.
+    A cheap sign of invented facts. The first word of a sentence is left out, since it is
+    capitalised anyway.
     """
     known = {w.casefold() for w in re.findall(r"\w+", source)}
+    numbers = {n[0] for n in _FACT.finditer(source) if n[0][0].isdigit()}
     found = []
     for sentence in sentences(answer):
         for match in _FACT.finditer(sentence):
             fact = match[0]
-            opening = not sentence[: match.start()].strip("\"'“‘(*-•# ")
-            if opening and not any(c.isdigit() for c in fact):
+            if fact[0].isdigit():  # 30 is not in 14:30, but 8 is in 8:00
+                if not any(n == fact or n.startswith((f"{fact}:", f"{fact}.")) for n in numbers):
+                    found.append(fact)
                 continue
-            if any(w.casefold() not in known for w in re.findall(r"\w+", fact) if w != "s"):
+            opening = not sentence[: match.start()].strip("\"'“‘(*-•# ")
+            if not opening and any(
+                w.casefold() not in known for w in re.findall(r"\w+", fact) if w != "s"
+            ):
                 found.append(fact)
     return list(dict.fromkeys(found))
 

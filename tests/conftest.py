@@ -8,12 +8,11 @@ from afm_mlx.checkpoint import Checkpoint
 from afm_mlx.engine import Engine
 from afm_mlx.errors import ModelError
 from afm_mlx.hub import embedded
-from afm_mlx.model import PRESETS, Model, ModelArgs
+from afm_mlx.model import PRESETS, Model, ModelArgs, named_weights
 from afm_mlx.tokenizer import Tokenizer
 
 import mlx.core as mx
 import pytest
-from mlx.utils import tree_flatten
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
@@ -37,12 +36,19 @@ def tiny_tokenizer(template: str | None = TEMPLATE) -> Tokenizer:
     )
 
 
+def number(x: mx.array) -> float:
+    """The value of an array that holds one real number."""
+    value = x.item()
+    assert not isinstance(value, complex)
+    return float(value)
+
+
 def random_model(args: ModelArgs, seed: int = 0) -> Model:
     """A float32 model with random weights, strong enough in the layers that greedy answers
     vary (small ones would repeat the last token, which the tied embeddings favour)."""
     mx.random.seed(seed)
     model = Model(args)
-    weights = tree_flatten(model.parameters())
+    weights = named_weights(model)
     model.load_weights([(k, v * (4 if "proj" in k else 1)) for k, v in weights])
     model.eval()
     mx.eval(model.parameters())

@@ -13,14 +13,13 @@ from pathlib import Path
 from afm_mlx import hub
 from afm_mlx.checkpoint import Checkpoint, load, save, signature
 from afm_mlx.errors import InputError, ModelError
-from afm_mlx.model import PRESETS, Model
+from afm_mlx.model import PRESETS, Model, named_weights
 from afm_mlx.tokenizer import Message, Tokenizer
-from tests.conftest import random_model, tiny_tokenizer
+from tests.conftest import number, random_model, tiny_tokenizer
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model
 
 REUSE = replace(PRESETS["tiny"], num_kv_reuse_layers=1, qk_norm=True)
@@ -39,9 +38,7 @@ def files_of(path: Path) -> set[str]:
 def test_round_trip(folder: Path, model: Model, tokenizer: Tokenizer) -> None:
     loaded = load(str(folder), dtype=mx.float32)
     assert loaded.model.args == model.args
-    for (name, a), (_, b) in zip(
-        tree_flatten(loaded.model.parameters()), tree_flatten(model.parameters()), strict=True
-    ):
+    for (name, a), (_, b) in zip(named_weights(loaded.model), named_weights(model), strict=True):
         assert mx.array_equal(a, b), name
     messages = [Message("user", "hi <|im_end|>")]
     assert loaded.tokenizer.chat(messages) == tokenizer.chat(messages)
@@ -64,7 +61,7 @@ def test_llama_folder_loads_in_mlx_lm(folder: Path, model: Model) -> None:
     assert config["model_type"] == "llama"
     assert type(theirs).__module__ == "mlx_lm.models.llama"
     tokens = mx.array([[1, 2, 3, 4]])
-    assert float(mx.abs(theirs(tokens) - model(tokens)).max().item()) < 1e-4
+    assert number(mx.abs(theirs(tokens) - model(tokens)).max()) < 1e-4
 
 
 def test_llama_folder_loads_in_transformers(folder: Path, model: Model) -> None:
@@ -81,10 +78,10 @@ def test_llama_folder_loads_in_transformers(folder: Path, model: Model) -> None:
 
 
 def test_mlx_quantised_folder_loads(folder: Path, model: Model) -> None:
-    from mlx import nn
+    from mlx.nn.layers.quantized import quantize
     from mlx_lm.utils import save_config, save_model
 
-    nn.quantize(model, group_size=32, bits=8)
+    quantize(model, group_size=32, bits=8)
     save_model(folder, model)
     config = {**model.args.to_dict(), "quantization": {"group_size": 32, "bits": 8}}
     save_config(config, folder / "config.json")

@@ -1,6 +1,7 @@
 """Sessions under Apple's names: turns, snapshots, errors, cancelling."""
 
 import asyncio
+from collections.abc import AsyncGenerator
 
 from afm_mlx import GenerationOptions, LanguageModelSession, SamplingMode
 from afm_mlx.engine import Engine
@@ -78,6 +79,7 @@ def test_one_request_at_a_time(engine: Engine) -> None:
         assert session.is_responding
         with pytest.raises(ConcurrentRequestsError, match="wait for it"):
             await session.respond("Again")
+        assert isinstance(stream, AsyncGenerator)  # aclose is no part of AsyncIterator
         await stream.aclose()
         assert not session.is_responding
         await session.respond("Again", options=SHORT)
