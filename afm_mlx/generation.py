@@ -256,10 +256,9 @@ def _copy(cache: KVCache, length: int) -> KVCache:
     """First ``length`` positions as a cache of its own: arrays are copied, since mlx-lm's
     caches write into theirs in place."""
     copy = KVCache()
-    if cache.keys is not None:
-        copy.keys = mx.contiguous(cache.keys[..., :length, :])
-        copy.values = mx.contiguous(cache.values[..., :length, :])
-        copy.offset = length
+    copy.keys = mx.contiguous(cache.keys[..., :length, :])
+    copy.values = mx.contiguous(cache.values[..., :length, :])
+    copy.offset = length
     return copy
 
 

@@ -248,7 +248,11 @@ class MLP(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm block; returns the stream and the keys and values that it attended to."""
+    """Pre-norm block; returns the stream and the keys and values that it attended to.
+
+    Given ``kv`` it makes none of its own. The first ``skipped`` positions give keys and
+    values only; the stream goes on without them.
+    """
 
     def __init__(self, args: ModelArgs, ffn_size: int, reuses_kv: bool) -> None:
         super().__init__()
@@ -258,17 +262,23 @@ class TransformerBlock(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(args.hidden_size, eps=args.rms_norm_eps)
 
     def __call__(
-        self, h: mx.array, mask: Any, cache: Any, offset: Any, kv: KV | None, last: int | None
+        self,
+        h: mx.array,
+        mask: Any,
+        cache: Any,
+        offset: Any,
+        kv: KV | None = None,
+        skipped: int = 0,
     ) -> tuple[mx.array, KV]:
         x = self.input_layernorm(h)
         if kv is None:
             kv = self.self_attn.keys_values(x, cache, offset)
-        if last is not None and last < h.shape[1]:
-            offset = offset + (h.shape[1] - last)
-            h, x = h[:, -last:], x[:, -last:]
-            mask = mask[..., -last:, :] if isinstance(mask, mx.array) else mask
-        mask = None if isinstance(mask, str) and h.shape[1] == 1 else mask
-        h = h + self.self_attn(x, kv, mask, cache, offset)
+        if skipped:
+            h, x = h[:, skipped:], x[:, skipped:]
+            mask = mask[..., skipped:, :] if isinstance(mask, mx.array) else mask
+        if isinstance(mask, str) and h.shape[1] == 1:
+            mask = None  # the last query sees all keys
+        h = h + self.self_attn(x, kv, mask, cache, offset + skipped)
         return h + self.mlp(self.post_attention_layernorm(h)), kv
 
 
@@ -298,16 +308,15 @@ class Decoder(nn.Module):
         offset = 0 if caches[0] is None else caches[0].offset
         final = self.num_regular - 1
         for layer, c in zip(self.layers[:final], caches, strict=False):
-            h, _ = layer(h, mask, c, offset, None, None)
+            h, _ = layer(h, mask, c, offset)
         # All that follows the last keys and values is needed only where logits are wanted.
-        length = h.shape[1]
+        skipped = max(h.shape[1] - last, 0) if last is not None else 0
         shared = caches[final]
-        h, kv = self.layers[final](h, mask, shared, offset, None, last)
-        if h.shape[1] < length:
-            offset = offset + (length - h.shape[1])
-            mask = mask[..., -h.shape[1] :, :] if isinstance(mask, mx.array) else mask
+        h, kv = self.layers[final](h, mask, shared, offset, skipped=skipped)
+        if isinstance(mask, mx.array):
+            mask = mask[..., skipped:, :]
         for layer in self.layers[self.num_regular :]:
-            h, _ = layer(h, mask, shared, offset, kv, None)
+            h, _ = layer(h, mask, shared, offset + skipped, kv)
         return self.norm(h)
 
 
@@ -344,8 +353,8 @@ class Model(nn.Module):
         return self.model.layers
 
     def make_cache(self) -> list[KVCache]:
-        """One cache per layer, as mlx-lm expects; those of KV-reuse layers stay empty."""
-        return [KVCache() for _ in self.layers]
+        """One cache per layer that owns keys and values, as mlx-lm's own class does it."""
+        return [KVCache() for _ in range(self.model.num_regular)]
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         """Drop what some llama checkpoints carry and this model derives."""

@@ -6,13 +6,13 @@ from typing import Any
 
 from afm_mlx.errors import ModelError
 from afm_mlx.model import PRESETS, Model, ModelArgs, named_weights
-from tests.conftest import number, random_model
+from tests.conftest import number, random_model, tiny_tokenizer
 
 import mlx.core as mx
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
-from mlx_lm.generate import generate_step, speculative_generate_step
+from mlx_lm.generate import batch_generate, generate_step, speculative_generate_step
 from mlx_lm.models import afm7, llama
 
 TINY = PRESETS["tiny"]
@@ -202,9 +202,16 @@ def test_mlx_lm_generates_and_speculates(args: ModelArgs) -> None:
     ]
     assert speculated == plain
     assert len(quantised) == 12
-    own_caches = [*model.make_cache(), *draft.make_cache()]
-    again = speculative_generate_step(prompt, model, draft, max_tokens=12, prompt_cache=own_caches)
-    assert [int(t) for t, *_ in again] == plain
+
+
+@pytest.mark.parametrize("args", [TINY, REUSE])
+def test_mlx_lm_generates_in_batches(args: ModelArgs) -> None:
+    # Batches bring caches with an offset per row and masks for the padding.
+    model, tokenizer = random_model(args), tiny_tokenizer()
+    prompts = [[*range(5, 15)], [20, 21, 22], [*range(3, 90)]]
+    together = batch_generate(model, tokenizer.wrapper, prompts, max_tokens=10).texts
+    alone = [batch_generate(model, tokenizer.wrapper, [p], max_tokens=10).texts[0] for p in prompts]
+    assert together == alone
 
 
 def test_ffn_width_per_layer() -> None:
