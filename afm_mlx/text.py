@@ -9,6 +9,11 @@ MAX_CHARACTERS = 200_000
 
 _WORD = re.compile(r"[\w’'%$€£@#&+./:-]+")
 _SENTENCE_END = re.compile(r"(?<=[.!?…。！？])[\"'”’)\]]*\s+")
+_STAMMER = re.compile(r"\b(\w+)(?:[\s,.!]+\1\b){2,}", re.IGNORECASE)
+_REPEATED = 0.8  # similarity of sentences
+_DANGLING = set(
+    "a an and as at but by for from in is of on or our so that the their to with".split()
+)
 _FACT = re.compile(r"\d(?:[\d.,:/-]*\d)?|\b[A-ZÀ-ÖØ-Þ][\w’'-]*")
 
 
@@ -79,16 +84,30 @@ def unsupported(answer: str, source: str) -> list[str]:
 
 def shorten(text: str, limit: int) -> str:
     """At most ``limit`` words of ``text``, ending at the last clause end that fits, if any
-    leaves at least half of them."""
+    leaves at least half of them, and never on a word like "the" or "for"."""
     matches = list(_WORD.finditer(text))
     if len(matches) <= limit:
         return text
-    head = text[: matches[limit - 1].end()]
-    ends = [m.start() for m in re.finditer(r"[;,.!?:–—] |\n", text[: len(head) + 1])]
+    last = limit - 1
+    while last > limit // 2 and matches[last][0].lower() in _DANGLING:
+        last -= 1
+    head = text[: matches[last].end()]
+    ends = [m.start() for m in re.finditer(r"[;,.!?:–—] |\n", text[: len(head) + 2])]
     for end in reversed(ends):
         if len(words(text[:end])) * 2 >= limit:
             return text[:end]
     return head
+
+
+def without_repeats(text: str) -> str:
+    """``text`` without stammering: words said three times on end count once, and sentences
+    that nearly repeat an earlier one are left out. Small models fall into such loops."""
+    text = _STAMMER.sub(r"\1", text)
+    kept: list[str] = []
+    for sentence in sentences(text):
+        if not words(sentence) or all(similarity(sentence, k) < _REPEATED for k in kept):
+            kept.append(sentence)
+    return "".join(kept)
 
 
 def similarity(a: str, b: str) -> float:

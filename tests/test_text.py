@@ -2,7 +2,16 @@
 
 import random
 
-from afm_mlx.text import parts, sentences, shorten, similarity, unsupported, word_edits, words
+from afm_mlx.text import (
+    parts,
+    sentences,
+    shorten,
+    similarity,
+    unsupported,
+    without_repeats,
+    word_edits,
+    words,
+)
 
 import pytest
 
@@ -68,6 +77,29 @@ def test_shorten() -> None:
     assert shorten(text, 50) == text
     assert shorten(text, 8) == "The table is free; come at eight"
     assert shorten("one two three four", 2) == "one two"
+
+
+def test_shorten_ends_on_no_loose_word() -> None:
+    assert shorten("closed to cars on 21 September for the street party", 8) == (
+        "closed to cars on 21 September"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("No, no, no, no", "No"),
+        ("A very very good day", "A very very good day"),
+        (
+            "I can't come on Friday. Sorry. I can't come on Friday",
+            "I can't come on Friday. Sorry. ",
+        ),
+        ("One. Two. Three.", "One. Two. Three."),
+        ("", ""),
+    ],
+)
+def test_without_repeats(text: str, expected: str) -> None:
+    assert without_repeats(text) == expected
 
 
 def test_similarity() -> None:

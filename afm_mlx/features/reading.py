@@ -14,6 +14,7 @@ from afm_mlx.text import (
     shorten,
     similarity,
     unsupported,
+    without_repeats,
     word_edits,
     words,
 )
@@ -68,7 +69,7 @@ def clean(answer: str) -> str:
 
 def notification_summary(answer: str, stack: NotificationStack) -> Reading:
     """One line of at most 12 words without a final full stop."""
-    line = next(iter(clean(answer).splitlines()), "").strip()
+    line = next(iter(without_repeats(clean(answer)).splitlines()), "").strip()
     line = shorten(line, NOTIFICATION_WORDS).rstrip(" .;,:-–—")
     source = " ".join(
         [stack.app, stack.group or ""] + [f"{n.title} {n.body}" for n in stack.notifications]
@@ -92,7 +93,7 @@ def _newest(stack: NotificationStack) -> str:
 
 def summary(answer: str, source: Text) -> Reading:
     """At most 3 sentences and 60 words."""
-    text = " ".join(clean(answer).split())
+    text = without_repeats(" ".join(clean(answer).split()))
     kept = "".join(sentences(text)[:SUMMARY_SENTENCES]).strip()
     kept = shorten(kept, SUMMARY_WORDS)
     if not kept:
@@ -152,7 +153,7 @@ def proofread(answer: str, source: Text) -> Reading:
 
 def rewrite(answer: str, source: Text | Change) -> Reading:
     """A new version of the text that brings no names or numbers of its own."""
-    text = _like(source.text, clean(answer))
+    text = _like(source.text, without_repeats(clean(answer)))
     given = source.text + (f" {source.instruction}" if isinstance(source, Change) else "")
     if not text.strip():
         return Reading(source.text, "the model said nothing: text unchanged")
@@ -166,7 +167,7 @@ def rewrite(answer: str, source: Text | Change) -> Reading:
 def replies(answer: str, thread: Thread) -> Reading:
     """Two different replies of at most 8 words."""
     lines = [_BULLET.sub("", line) for line in clean(answer).splitlines()]
-    found = [shorten(clean(line), REPLY_WORDS) for line in lines if words(line)]
+    found = [shorten(without_repeats(clean(line)), REPLY_WORDS) for line in lines if words(line)]
     distinct = list(dict.fromkeys(found))[:2]
     for usual in ("Sounds good, thanks!", "Sorry, I can't."):
         if len(distinct) < 2 and usual not in distinct:
