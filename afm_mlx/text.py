@@ -8,7 +8,9 @@ MAX_CHARACTERS = 200_000
 """Longest input of one request; over an hour of work for the embedded model on two cores."""
 
 _WORD = re.compile(r"[\w’'%$€£@#&+./:-]+")
-_SENTENCE_END = re.compile(r"(?<=[.!?…。！？])[\"'”’)\]]*\s+")
+_FULL_STOP = "".join(rf"(?<!\b{a})" for a in "Dr Mr Mrs Ms Prof St".split()) + r"\."
+_SENTENCE_END = re.compile(rf"(?:{_FULL_STOP}|[!?…。！？])[\"'”’)\]]*\s+")
+_CLAUSE_END = re.compile(rf"(?:{_FULL_STOP}|[;,!?:–—]) |\n")
 _STAMMER = re.compile(r"\b(\w+)(?:[\s,.!]+\1\b){2,}", re.IGNORECASE)
 _REPEATED = 0.8  # similarity of sentences
 _DANGLING = set(
@@ -92,7 +94,7 @@ def shorten(text: str, limit: int) -> str:
     while last > limit // 2 and matches[last][0].lower() in _DANGLING:
         last -= 1
     head = text[: matches[last].end()]
-    ends = [m.start() for m in re.finditer(r"[;,.!?:–—] |\n", text[: len(head) + 2])]
+    ends = [m.start() for m in _CLAUSE_END.finditer(text[: len(head) + 2])]
     for end in reversed(ends):
         if len(words(text[:end])) * 2 >= limit:
             return text[:end]

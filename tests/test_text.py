@@ -41,6 +41,11 @@ def test_parts_keep_everything_and_the_limit(seed: int) -> None:
     assert all(len(p) <= limit for p in found)
 
 
+def test_titles_end_no_sentence() -> None:
+    assert sentences("See Dr. Sato. Then Mrs. Okafor.") == ["See Dr. Sato. ", "Then Mrs. Okafor."]
+    assert shorten("Your visit to Dr. Sato on Monday was moved", 6) == "Your visit to Dr. Sato"
+
+
 def test_parts_end_at_sentences() -> None:
     assert parts("One two. Three four. Five.", lambda t: len(words(t)), 4) == [
         "One two. Three four. ",
