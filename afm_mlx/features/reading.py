@@ -101,7 +101,7 @@ def summary(answer: str, source: Text) -> Reading:
         return Reading(
             shorten(opening, SUMMARY_WORDS), "the model said nothing: opening of the text shown"
         )
-    return Reading(kept)
+    return Reading(kept, _inventions(kept, source.text))
 
 
 def bullets(answer: str, source: Text) -> Reading:
@@ -113,7 +113,7 @@ def bullets(answer: str, source: Text) -> Reading:
     if not items:
         items = [s.strip() for s in sentences(source.text) if s.strip()][:POINTS]
         return Reading(items, "the model gave no list: sentences of the text shown")
-    return Reading(items)
+    return Reading(items, _inventions("\n".join(items), source.text))
 
 
 def key_points(answer: str, source: Text) -> Reading:
@@ -134,7 +134,9 @@ def table(answer: str, source: Text) -> Reading:
         lines = [[s.strip()] for s in sentences(source.text) if s.strip()]
         return Reading([["Text"], *lines], "the model gave no table: sentences of the text shown")
     width = len(rows[0])
-    return Reading([(row + [""] * width)[:width] for row in rows])
+    cells = "\n".join(cell for row in rows[1:] for cell in row)
+    note = _inventions(cells, source.text)
+    return Reading([(row + [""] * width)[:width] for row in rows], note)
 
 
 def proofread(answer: str, source: Text) -> Reading:
@@ -157,17 +159,17 @@ def rewrite(answer: str, source: Text | Change) -> Reading:
     given = source.text + (f" {source.instruction}" if isinstance(source, Change) else "")
     if not text.strip():
         return Reading(source.text, "the model said nothing: text unchanged")
-    invented = unsupported(text, given)
-    if invented:
-        note = f"not in the original: {', '.join(invented)}"
-        return Reading(text, note)
-    return Reading(text)
+    return Reading(text, _inventions(text, given))
 
 
 def replies(answer: str, thread: Thread) -> Reading:
     """Two different replies of at most 8 words."""
     lines = [_BULLET.sub("", line) for line in clean(answer).splitlines()]
-    found = [shorten(without_repeats(clean(line)), REPLY_WORDS) for line in lines if words(line)]
+    found = [
+        shorten(without_repeats(clean(line)), REPLY_WORDS).rstrip(" ,;:")
+        for line in lines
+        if words(line)
+    ]
     distinct = list(dict.fromkeys(found))[:2]
     for usual in ("Sounds good, thanks!", "Sorry, I can't."):
         if len(distinct) < 2 and usual not in distinct:
@@ -179,6 +181,11 @@ def replies(answer: str, thread: Thread) -> Reading:
 def choice(answer: str, _: object) -> Reading:
     """Whether the answer is yes."""
     return Reading(answer.strip().lower() == "yes")
+
+
+def _inventions(text: str, source: str) -> str | None:
+    invented = unsupported(text, source)
+    return f"not in the original: {', '.join(invented)}" if invented else None
 
 
 def _like(source: str, text: str) -> str:

@@ -1,5 +1,7 @@
 """Answers are read for what they say; limits hold; inventions are caught."""
 
+from typing import Any
+
 from afm_mlx.features import Change, Notification, NotificationStack, Text, Thread, reading
 from afm_mlx.features.inputs import ChatMessage
 from afm_mlx.text import sentences, words
@@ -71,6 +73,19 @@ def test_table() -> None:
     found = reading.table("| a | b |\n|---|:--|\n| 1 | 2 |\n| 3 |\n", Text("x"))
     assert found.value == [["a", "b"], ["1", "2"], ["3", ""]]
     assert reading.table("no table", Text("One. Two.")).value == [["Text"], ["One."], ["Two."]]
+
+
+@pytest.mark.parametrize(
+    ("read", "answer"),
+    [
+        (reading.summary, "The mode costs 5 and 20."),
+        (reading.bullets, "- costs 5\n- takes 20"),
+        (reading.key_points, "- costs 5\n- takes 20"),
+        (reading.table, "| Mode | Cost |\n| a | 5 |\n| b | 20 |"),
+    ],
+)
+def test_invented_numbers_are_noted(read: Any, answer: str) -> None:
+    assert read(answer, Text("Mode a costs 5")).note == "not in the original: 20"
 
 
 def test_proofread_gives_edits() -> None:
