@@ -16,6 +16,7 @@ import ctypes
 import hashlib
 import importlib.util
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -32,6 +33,8 @@ CHOICES = ("auto", "system", "numpy", "off")
 REMEDY = "`apt install libopenblas0 gcc` (or your system's packages of that kind)"
 
 _SYSTEM = "libopenblas.so.0"
+# No compiler or home folder, a full disk, a library without the symbols.
+_FAILURES = (OSError, AttributeError, RuntimeError, subprocess.SubprocessError)
 _SHIM = r"""
 typedef INT I;  /* the library's integers: int, or 64 bits in numpy's */
 enum { ROW_MAJOR = 101, NO_TRANS = 111, TRANS = 112 };
@@ -85,14 +88,9 @@ def preload() -> Blas:
         if wanted in ("auto", kind):
             try:
                 return attempt()
-            except (OSError, AttributeError, subprocess.SubprocessError) as error:
+            except _FAILURES as error:
                 reasons.append(f"{kind}: {_one_line(error)}")
     return _slow("; ".join(reasons), REMEDY)
-
-
-def active() -> Blas:
-    """What :func:`preload` found."""
-    return preload()
 
 
 def measure_gflops(n: int = 1024) -> float:
@@ -123,7 +121,9 @@ def _load_system() -> Blas:
     library = ctypes.CDLL(_SYSTEM)
     try:
         _load_shim("int", library, "cblas_{}")
-    except (OSError, subprocess.SubprocessError) as error:
+    except _FAILURES as error:
+        if isinstance(error, AttributeError):
+            raise  # no OpenBLAS of the usual kind
         ctypes.CDLL(_SYSTEM, mode=ctypes.RTLD_GLOBAL)
         return Blas("system", f"{_SYSTEM}, decoding slower ({_one_line(error)})", REMEDY)
     ctypes.CDLL(_SYSTEM, mode=ctypes.RTLD_GLOBAL)  # LAPACK, behind the shim
@@ -144,17 +144,20 @@ def _load_numpy() -> Blas:
 
 def _load_shim(integer: str, library: ctypes.CDLL, symbol: str) -> None:
     """Put the shim before everything else and connect it to ``library``."""
+    found = {  # looked up first: a shim without them would serve null pointers
+        kind: [
+            ctypes.cast(getattr(library, symbol.format(kind + name)), ctypes.c_void_p)
+            for name in ("gemm", "gemv")
+        ]
+        for kind in "sd"
+    }
     path = _compiled(integer)
     try:
         shim = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
     except OSError:  # damaged: make it anew
         path.unlink()
         shim = ctypes.CDLL(str(_compiled(integer)), mode=ctypes.RTLD_GLOBAL)
-    for kind in "sd":
-        pointers = [
-            ctypes.cast(getattr(library, symbol.format(kind + name)), ctypes.c_void_p)
-            for name in ("gemm", "gemv")
-        ]
+    for kind, pointers in found.items():
         getattr(shim, f"afm_{kind}use")(*pointers)
 
 
@@ -172,7 +175,17 @@ def _compiled(integer: str) -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         built = Path(temporary) / target.name
         subprocess.run(
-            [compiler, "-O2", "-shared", "-fPIC", f"-DINT={integer}", "-xc", "-", "-o", built],
+            [
+                *shlex.split(compiler),
+                "-O2",
+                "-shared",
+                "-fPIC",
+                f"-DINT={integer}",
+                "-xc",
+                "-",
+                "-o",
+                built,
+            ],
             input=_SHIM,
             text=True,
             check=True,
@@ -185,4 +198,4 @@ def _compiled(integer: str) -> Path:
 def _one_line(error: Exception) -> str:
     if isinstance(error, subprocess.CalledProcessError):
         return "the C compiler failed"
-    return str(error).splitlines()[0]
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from afm_mlx import __version__, hub
-from afm_mlx.errors import InputError, ModelError
+from afm_mlx.errors import InputError, ModelError, first_line
 from afm_mlx.gguf import GGUF
 from afm_mlx.model import Model, ModelArgs, named_weights
 from afm_mlx.tokenizer import Tokenizer
@@ -58,7 +58,7 @@ def signature(weights: Iterable[tuple[str, Array]]) -> str:
     """SHA-256 over names, shapes and values of all weights; adapters are bound to it.
 
     It names the values, not the file: floating-point arrays count as float32, so a GGUF file
-    and its safetensors export, or a model run in bfloat16, have one signature.
+    and its float32 export have one signature, whatever type they are run in.
     """
     parts = {}
     for name, array in weights:
@@ -88,8 +88,9 @@ def load(
     if path.is_file():
         model, tokenizer = _load_gguf(path, dtype)
     else:
-        model = _load_folder(path, dtype)
-        tokenizer = Tokenizer.load(path)
+        config = _read_config(path)
+        model = _load_folder(path, config, dtype)
+        tokenizer = Tokenizer.load(path, config.get("eos_token_id"))
     model.eval()
     mx.eval(model.parameters())
     return Checkpoint(source or hub.DEFAULT_MODEL, path, model, tokenizer)
@@ -98,7 +99,14 @@ def load(
 def _load_gguf(path: Path, dtype: mx.Dtype) -> tuple[Model, Tokenizer]:
     gguf = GGUF(path)
     model = Model(gguf.args)
-    _fill(model, {k: mx.array(v).astype(dtype) for k, v in gguf.weights().items()}, path)
+    weights = {k: mx.array(v).astype(dtype) for k, v in gguf.weights().items()}
+    try:
+        model.load_weights(list(weights.items()))
+    except ValueError as error:
+        raise ModelError(
+            f"the weights in {path} do not fit its shape ({first_line(error)}):"
+            " download the model again"
+        ) from error
     tokenizer = Tokenizer.from_backend(
         gguf.tokenizer(),
         gguf.chat_template,
@@ -110,34 +118,30 @@ def _load_gguf(path: Path, dtype: mx.Dtype) -> tuple[Model, Tokenizer]:
     return model, tokenizer
 
 
-def _load_folder(path: Path, dtype: mx.Dtype) -> Model:
-    config = _read_config(path)
+def _load_folder(path: Path, config: dict[str, Any], dtype: mx.Dtype) -> Model:
     if config.get("model_type") not in hub.MODEL_TYPES:
         raise ModelError(
             f"{path} holds a model of type {config.get('model_type')!r}:"
             f" only {' and '.join(hub.MODEL_TYPES)} can be read"
         )
+    names: set[str] = set()
     for file in _weight_files(path):
-        _check_safetensors(file)
+        names |= _check_safetensors(file)
+    # Where nothing is said, an output table in the file decides (transformers writes it).
+    tied = {"tie_word_embeddings": config.get("tie_word_embeddings", "lm_head.weight" not in names)}
     try:
-        model, _ = load_model(path, lazy=True, get_model_classes=lambda **_: (Model, ModelArgs))
-    except (ValueError, RuntimeError, TypeError) as error:
+        model, _ = load_model(
+            path, lazy=True, model_config=tied, get_model_classes=lambda **_: (Model, ModelArgs)
+        )
+    except ModelError:
+        raise
+    except Exception as error:  # whatever a damaged folder makes mlx-lm raise
         raise ModelError(
-            f"the weights in {path} do not fit its config.json"
-            f" ({str(error).splitlines()[0]}): download the model again"
+            f"the weights in {path} do not fit its config.json ({first_line(error)}):"
+            " download the model again"
         ) from error
     model.set_dtype(dtype)
     return model
-
-
-def _fill(model: Model, weights: dict[str, mx.array], path: Path) -> None:
-    try:
-        model.load_weights(list(weights.items()))
-    except ValueError as error:
-        raise ModelError(
-            f"the weights in {path} do not fit its shape ({str(error).splitlines()[0]}):"
-            " download the model again"
-        ) from error
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -149,6 +153,11 @@ def _read_config(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(config, dict):
         raise ModelError(f"{path / 'config.json'} is no JSON object: download the model again")
+    try:  # where a model says more, its chats end there too
+        generation = json.loads((path / "generation_config.json").read_text(encoding="utf-8"))
+        config["eos_token_id"] = generation["eos_token_id"]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
     return config
 
 
@@ -162,11 +171,11 @@ def _weight_files(path: Path) -> list[Path]:
     return files
 
 
-def _check_safetensors(file: Path) -> None:
-    """Compare the header with the size of the file, before any weight is touched."""
+def _check_safetensors(file: Path) -> set[str]:
+    """Names of the weights; compares the header with the file's size before any is touched."""
     try:
-        with safe_open(file, framework="numpy"):
-            pass
+        with safe_open(file, framework="numpy") as opened:
+            return set(opened.keys())
     except (SafetensorError, OSError) as error:
         raise ModelError(
             f"{file} is damaged or cut short ({error}): download the model again"
@@ -190,7 +199,7 @@ def save(
     tokenizer: Tokenizer,
     *,
     base: str,
-    licence: str = "apache-2.0",
+    licence: str = "other",
     overwrite: bool = False,
 ) -> str:
     """Write a model folder and return the base signature of its weights.
@@ -201,7 +210,7 @@ def save(
     Args:
         folder: new folder; an existing one is only replaced with ``overwrite``.
         base: name of the model this one was made from, for the model card.
-        licence: licence of the weights, for the model card.
+        licence: licence of the weights as the Hub names it, for the model card.
 
     Raises:
         InputError: the folder exists, or the disk is full or not writable.
@@ -230,9 +239,11 @@ def save(
         card = _model_card(folder.name, model, base, licence, name)
         (temporary / "README.md").write_text(card, encoding="utf-8")
         _replace(temporary, folder)
-    except (OSError, RuntimeError, ModelError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # the libraries that write raise many kinds
         raise InputError(
-            f"{folder} could not be written ({_reason(error)}): free some space or choose"
+            f"{folder} could not be written ({first_line(error)}): free some space or choose"
             " another folder"
         ) from error
     finally:
@@ -247,25 +258,19 @@ def _replace(temporary: Path, folder: Path) -> None:
     for file in temporary.iterdir():
         with file.open("rb") as f:
             os.fsync(f.fileno())
-    old = None
-    if folder.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-        folder.rename(old / "model")
-    try:
+    if not folder.exists():
         temporary.rename(folder)
-    except OSError:
-        if old is not None:
-            (old / "model").rename(folder)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent)) / "model"
+    try:
+        folder.rename(old)
+        temporary.rename(folder)
+    except BaseException:  # Ctrl-C too
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        old.parent.rmdir()
         raise
-    finally:
-        if old is not None:
-            shutil.rmtree(old, ignore_errors=True)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    return str(error).splitlines()[0]
+    shutil.rmtree(old.parent, ignore_errors=True)
 
 
 def _model_card(name: str, model: Model, base: str, licence: str, signature: str) -> str:

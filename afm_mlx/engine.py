@@ -26,6 +26,9 @@ import mlx.core as mx
 
 T = TypeVar("T")
 
+LOADING_PATIENCE = 3.0
+"""Seconds that closing an engine waits for a model that is still loading."""
+
 
 class Run(Generic[T]):
     """A job on the engine: its items as they come, then its end or its exception."""
@@ -120,6 +123,7 @@ class Engine:
     ) -> None:
         self._runs: set[Run[Any]] = set()
         self._closed = False
+        self._lock = threading.Lock()
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="afm-engine", daemon=True)
         self._thread.start()
@@ -139,7 +143,7 @@ class Engine:
 
     async def ready(self) -> Checkpoint:
         """Wait for the model without blocking the event loop."""
-        return await asyncio.wrap_future(self._loading)
+        return await asyncio.shield(asyncio.wrap_future(self._loading))
 
     def call(self, job: Callable[[Checkpoint], T]) -> "Future[T]":
         """Run ``job`` on the engine's thread once; return plain Python values from it."""
@@ -147,15 +151,13 @@ class Engine:
 
     def stream(self, job: Callable[[Checkpoint, Callable[[], bool]], Iterator[T]]) -> Run[T]:
         """Run a generator on the engine's thread; its second argument tells if to stop."""
-        if self._closed:
-            raise InputError("this engine is closed: open another one")
         run: Run[T] = Run()
 
         def work() -> None:
             try:
                 for item in job(self._loading.result(), lambda: run.cancelled):
                     run._put(item)
-            except Exception as error:  # delivered to whoever iterates
+            except BaseException as error:  # delivered to whoever iterates
                 run._end(error)
             else:
                 run._end()
@@ -163,7 +165,7 @@ class Engine:
                 self._runs.discard(run)
 
         self._runs.add(run)
-        self._jobs.put(work)
+        self._put(work)
         return run
 
     def generate(self, request: Request) -> Run[Snapshot]:
@@ -185,13 +187,15 @@ class Engine:
 
     def close(self) -> None:
         """Cancel what runs or waits, and end the thread. Safe to call twice."""
-        if self._closed:
-            return
-        self._closed = True
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._jobs.put(None)
         for run in list(self._runs):
             run.cancel()
-        self._jobs.put(None)
-        self._thread.join()
+        # A download may take minutes and cannot be stopped: the process need not wait for it.
+        self._thread.join(timeout=None if self._loading.done() else LOADING_PATIENCE)
         atexit.unregister(self.close)
 
     def _work(self) -> None:
@@ -202,19 +206,23 @@ class Engine:
         mx.clear_streams()  # streams that outlive their thread abort the process at its end
 
     def _submit(self, job: Callable[[], T]) -> "Future[T]":
-        if self._closed:
-            raise InputError("this engine is closed: open another one")
         future: Future[T] = Future()
 
         def work() -> None:
             if future.set_running_or_notify_cancel():
                 try:
                     future.set_result(job())
-                except Exception as error:  # delivered to whoever waits
+                except BaseException as error:  # delivered to whoever waits
                     future.set_exception(error)
 
-        self._jobs.put(work)
+        self._put(work)
         return future
+
+    def _put(self, job: Callable[[], None]) -> None:
+        with self._lock:  # nothing may follow the end of the queue
+            if self._closed:
+                raise InputError("this engine is closed: open another one")
+            self._jobs.put(job)
 
     def __enter__(self) -> "Engine":
         return self

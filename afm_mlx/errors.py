@@ -5,6 +5,13 @@ code written for it reads the same here.
 """
 
 
+def first_line(error: BaseException) -> str:
+    """What ``error`` says, as part of a one-line message."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+
+
 class AFMError(Exception):
     """Base of every error this package raises on purpose; ``str(error)`` is one line."""
 
@@ -44,6 +51,10 @@ class ExceededContextWindowSizeError(GenerationError):
 
 class ConcurrentRequestsError(GenerationError):
     """The session is still answering an earlier request."""
+
+
+class CancelledRequestError(GenerationError):
+    """The engine was closed while the request was running."""
 
 
 class DecodingFailureError(GenerationError):

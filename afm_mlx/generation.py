@@ -42,6 +42,8 @@ class SamplingMode:
     def __post_init__(self) -> None:
         if self.top is not None and self.top < 1:
             raise InputError("top must be at least 1: it counts the tokens to choose from")
+        if self.seed is not None and not 0 <= self.seed < 2**64:
+            raise InputError("seed must be between 0 and 2**64 - 1")
         if self.probability_threshold is not None and not 0 < self.probability_threshold <= 1:
             raise InputError("probability_threshold must lie above 0 and at most at 1")
 
@@ -77,7 +79,7 @@ class GenerationOptions:
     maximum_response_tokens: int = 512
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
+        if not self.temperature >= 0:
             raise InputError("temperature must be 0 or above")
         if self.maximum_response_tokens < 1:
             raise InputError("maximum_response_tokens must be at least 1")
@@ -108,7 +110,9 @@ class Metrics:
     """What one request cost. Times in seconds, sizes in bytes.
 
     Attributes:
+        requests: how many requests these are the metrics of, see ``+``.
         time_to_first_token: from the start of the work, waiting in the queue not counted.
+        prefill_time: the same, summed over all requests.
         queued: waiting in the queue.
         bytes_per_token: weights and KV cache read for the last decoded token.
         peak_memory: of MLX's allocator during the request.
@@ -122,16 +126,18 @@ class Metrics:
     decode_time: float = 0.0
     bytes_per_token: int = 0
     peak_memory: int = 0
+    prefill_time: float = 0.0
+    requests: int = 1
 
     @property
     def prompt_tokens_per_second(self) -> float:
         """Prompt tokens that were computed, not found in the cache, over the time taken."""
-        return _rate(self.prompt_tokens - self.cached_tokens, self.time_to_first_token)
+        return _rate(self.prompt_tokens - self.cached_tokens, self.prefill_time)
 
     @property
     def tokens_per_second(self) -> float:
         """Decoding speed after the first token."""
-        return _rate(self.generated_tokens - 1, self.decode_time)
+        return _rate(self.generated_tokens - self.requests, self.decode_time)
 
     @property
     def bytes_per_second(self) -> float:
@@ -149,6 +155,8 @@ class Metrics:
             self.decode_time + other.decode_time,
             max(self.bytes_per_token, other.bytes_per_token),
             max(self.peak_memory, other.peak_memory),
+            self.prefill_time + other.prefill_time,
+            self.requests + other.requests,
         )
 
 
@@ -187,11 +195,13 @@ def sampler(options: GenerationOptions) -> Sampler:
     mode = options.sampling
     if mode.kind == "greedy" or options.temperature == 0:
         return lambda logits: mx.argmax(logits, axis=-1)
-    draw = make_sampler(
-        temp=options.temperature, top_k=mode.top or 0, top_p=mode.probability_threshold or 0.0
-    )
 
     def sample(logits: mx.array) -> mx.array:
+        draw = make_sampler(
+            temp=options.temperature,
+            top_k=mode.top if mode.top and mode.top < logits.size else 0,
+            top_p=mode.probability_threshold or 0.0,
+        )
         logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
         return draw(logprobs[None])[0]
 
@@ -232,6 +242,8 @@ class PrefixCache:
         """Keep what ``cache`` holds for ``tokens``; entries that it extends are replaced."""
         key = tuple(tokens)
         copies = [_copy(c, len(key)) for c in cache]
+        if sum(c.nbytes for c in copies) > self.budget:
+            return  # it would drive out all others, and then itself
         mx.eval([c.state for c in copies])
         for entry in [e for e in self._entries if _common(e, key) == len(e)]:
             del self._entries[entry]
@@ -280,6 +292,7 @@ class _Clock:
             self.metrics,
             generated_tokens=self.metrics.generated_tokens + 1,
             time_to_first_token=self.first - self.started,
+            prefill_time=self.first - self.started,
             decode_time=now - self.first,
         )
 

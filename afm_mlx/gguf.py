@@ -9,7 +9,7 @@ RoPE; Hugging Face models (and ours) rotate half against half, so the order is u
 from pathlib import Path
 from typing import Any
 
-from afm_mlx.errors import ModelError
+from afm_mlx.errors import ModelError, first_line
 from afm_mlx.model import ModelArgs
 
 import mlx.core as mx
@@ -64,8 +64,9 @@ class GGUF:
         try:
             loaded: Any = mx.load(str(path), format="gguf", return_metadata=True)
         except (RuntimeError, ValueError) as error:
+            reason = first_line(error).removeprefix("[load_gguf] ")
             raise ModelError(
-                f"{path} is no readable GGUF file ({_first_line(error)}): download it again"
+                f"{path} is no readable GGUF file ({reason}): download it again"
             ) from error
         self.path = path
         self._arrays: dict[str, mx.array] = loaded[0]
@@ -76,7 +77,12 @@ class GGUF:
                 f"{path} holds a model of architecture {architecture!r}:"
                 f" only {', '.join(ARCHITECTURES)} can be read"
             )
-        self.args = self._read_args()
+        try:
+            self.args = self._read_args()
+        except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+            raise ModelError(
+                f"{path} has unusable metadata ({first_line(error)}): download it again"
+            ) from error
 
     def _number(self, key: str, default: float | None = None) -> float:
         value = self.metadata.get(key)
@@ -120,6 +126,8 @@ class GGUF:
         out = {}
         for name in list(self._arrays):
             base, _, kind = name.rpartition(".")
+            if kind == "bias":
+                raise ModelError(f"{self.path} has biases, which are not supported: use another")
             if kind == "weight":
                 out[self._rename(base) + ".weight"] = self._dequantise(base)
         self._arrays.clear()
@@ -168,9 +176,17 @@ class GGUF:
                 f"{self.path} has a tokenizer of kind {kind}/{pre}, which is not read from"
                 " GGUF: use the model's safetensors repository"
             )
+        for key in ("tokens", "merges", "token_type"):
+            if f"tokenizer.ggml.{key}" not in meta:
+                raise ModelError(f"{self.path} lacks tokenizer.ggml.{key}: download it again")
         tokens = meta["tokenizer.ggml.tokens"]
         merges = [tuple(m.split(" ", 1)) for m in meta["tokenizer.ggml.merges"]]
-        tokenizer = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=merges))
+        model = models.BPE(
+            vocab={t: i for i, t in enumerate(tokens)},
+            merges=merges,
+            ignore_merges=pre == "llama-bpe",  # as Llama 3's own tokenizer does
+        )
+        tokenizer = Tokenizer(model)
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(_PRE_TOKENIZERS[pre])
         tokenizer.decoder = decoders.ByteLevel()
         for token, kind in zip(tokens, meta["tokenizer.ggml.token_type"].tolist(), strict=True):
@@ -188,7 +204,3 @@ class GGUF:
     @property
     def chat_template(self) -> str | None:
         return self.metadata.get("tokenizer.chat_template")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0].removeprefix("[load_gguf] ").rstrip(".")

@@ -7,11 +7,12 @@ broken download goes on where it stopped.
 
 import importlib.util
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from afm_mlx.errors import InputError, ModelError
+from afm_mlx.errors import InputError, ModelError, first_line
 
 import huggingface_hub
 from huggingface_hub import constants
@@ -62,8 +63,10 @@ def resolve(source: str | None, revision: str | None = None) -> Path:
     """
     if source is None or source.lower() == DEFAULT_MODEL:
         return embedded()
-    path = Path(source).expanduser()
-    if path.exists():
+    path = Path(os.path.expanduser(source))
+    if os.path.exists(path):
+        if revision is not None:
+            raise InputError(f"{source} is on this machine: --revision is for the Hub only")
         if path.is_dir() and not (path / "config.json").is_file():
             raise ModelError(f"{source} is no model folder (it has no config.json): name another")
         return path
@@ -108,11 +111,18 @@ def download(repository: str, revision: str | None = None) -> Path:
             f" retry, or use --model {DEFAULT_MODEL}"
         ) from error
     except hub_errors.HfHubHTTPError as error:
-        raise ModelError(f"the Hub refused {repository} ({error}): retry later") from error
+        raise ModelError(
+            f"the Hub refused {repository} ({first_line(error)}): retry later"
+        ) from error
     except OSError as error:
         raise ModelError(
-            f"{repository} could not be stored ({error.strerror or error}): free some space,"
+            f"{repository} could not be stored ({first_line(error)}): free some space,"
             " or set HF_HOME to another disk"
+        ) from error
+    except Exception as error:  # the network libraries below the Hub's raise their own
+        raise ModelError(
+            f"the download of {repository} broke off ({first_line(error)}): run it again,"
+            " it goes on where it stopped"
         ) from error
 
 
@@ -127,7 +137,7 @@ def installed() -> list[Installed]:
     for repo in _cached():
         for revision in repo.revisions:
             config = revision.snapshot_path / "config.json"
-            if _model_type(config) in MODEL_TYPES:
+            if model_type(config) in MODEL_TYPES:
                 found.append(
                     Installed(
                         repo.repo_id,
@@ -160,7 +170,7 @@ def _cached() -> list[huggingface_hub.CachedRepoInfo]:
     return [repo for repo in cache.repos if repo.repo_type == "model"]
 
 
-def _model_type(config: Path) -> str | None:
+def model_type(config: Path) -> str | None:
     try:
         return json.loads(config.read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError, AttributeError):

@@ -22,6 +22,15 @@ from mlx_lm.models.base import create_attention_mask
 from mlx_lm.models.cache import KVCache
 from mlx_lm.models.rope_utils import initialize_rope
 
+_COUNTS = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "vocab_size",
+    "max_position_embeddings",
+)
+
 
 @dataclass(frozen=True)
 class ModelArgs:
@@ -50,10 +59,19 @@ class ModelArgs:
     num_kv_reuse_layers: int = 0
 
     def __post_init__(self) -> None:
-        if not self.head_dim:
-            object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
         if isinstance(self.intermediate_size, list):
             object.__setattr__(self, "intermediate_size", tuple(self.intermediate_size))
+        widths = self.intermediate_size
+        for name, value in {
+            **{n: getattr(self, n) for n in _COUNTS},
+            "intermediate_size": min(widths, default=0) if isinstance(widths, tuple) else widths,
+        }.items():
+            if not isinstance(value, int) or value < 1:
+                raise ModelError(f"{name} must be a number above 0, not {value!r}")
+        if self.rope_scaling is not None and not isinstance(self.rope_scaling, dict):
+            raise ModelError(f"rope_scaling must be an object, not {self.rope_scaling!r}")
+        if not self.head_dim:
+            object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
         if self.num_attention_heads % self.num_key_value_heads:
             raise ModelError(
                 f"{self.num_attention_heads} query heads cannot share"
@@ -89,7 +107,7 @@ class ModelArgs:
         """Read a ``config.json`` of type ``llama`` or ``afm``; unknown keys are ignored."""
         config = dict(config)
         rope = config.pop("rope_parameters", None)  # transformers 5 keeps RoPE in one place
-        if rope:
+        if isinstance(rope, dict):
             config["rope_theta"] = rope.get("rope_theta", cls.rope_theta)
             if rope.get("rope_type", "default") != "default":
                 config["rope_scaling"] = rope

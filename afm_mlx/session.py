@@ -6,14 +6,14 @@
 
 Differences from Apple's: the model comes first, since there are many; ``stream_response``
 takes the same options; a running request can be cancelled by cancelling its task or by
-leaving its ``async for``.
+closing the stream (``contextlib.aclosing`` does it at the end of a ``with``).
 """
 
 from collections.abc import AsyncIterator
 
 from afm_mlx.engine import Engine
-from afm_mlx.errors import ConcurrentRequestsError, InputError
-from afm_mlx.generation import GenerationOptions, Metrics, Request
+from afm_mlx.errors import CancelledRequestError, ConcurrentRequestsError, InputError
+from afm_mlx.generation import GenerationOptions, Metrics, Request, Snapshot
 from afm_mlx.tokenizer import Message
 
 
@@ -55,6 +55,7 @@ class LanguageModelSession:
             InputError: the prompt is empty.
             ConcurrentRequestsError: another request of this session is running.
             ExceededContextWindowSizeError: the conversation outgrew the model's window.
+            CancelledRequestError: the engine was closed meanwhile.
         """
         if not prompt.strip():
             raise InputError("the prompt is empty: write something to answer")
@@ -70,11 +71,13 @@ class LanguageModelSession:
             run = self._engine.generate(
                 Request(tokens, options or GenerationOptions(), keep_answer=True)
             )
-            text = ""
+            snapshot = Snapshot("")
             async for snapshot in run:
-                text, self.metrics = snapshot.text, snapshot.metrics
-                yield text
-            self.transcript = [*turns, Message("assistant", text)]
+                self.metrics = snapshot.metrics
+                yield snapshot.text
+            if snapshot.finish_reason == "cancelled":
+                raise CancelledRequestError("the engine was closed: open another one")
+            self.transcript = [*turns, Message("assistant", snapshot.text)]
         finally:
             self._responding = False
 

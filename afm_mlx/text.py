@@ -11,10 +11,11 @@ _WORD = re.compile(r"[\w’'%$€£@#&+./:-]+")
 _FULL_STOP = "".join(rf"(?<!\b{a})" for a in "Dr Mr Mrs Ms Prof St".split()) + r"\."
 _SENTENCE_END = re.compile(rf"(?:{_FULL_STOP}|[!?…。！？])[\"'”’)\]]*\s+")
 _CLAUSE_END = re.compile(rf"(?:{_FULL_STOP}|[;,!?:–—]) |\n")
-_STAMMER = re.compile(r"\b(\w+)(?:[\s,.!]+\1\b){2,}", re.IGNORECASE)
+_STAMMER = re.compile(r"\b([^\W\d]+)(?:[\s,.!]+\1\b){2,}", re.IGNORECASE)
 _REPEATED = 0.8  # similarity of sentences
 _DANGLING = set(
-    "a an and as at but by for from in is of on or our so that the their to with".split()
+    "a an and as at but by for from her his in is its my of on or our so that the their to with"
+    " your".split()
 )
 _FACT = re.compile(r"\d(?:[\d.,:/-]*\d)?|\b[A-ZÀ-ÖØ-Þ][\w’'-]*")
 
@@ -39,12 +40,14 @@ def parts(text: str, size: Callable[[str], int], limit: int) -> list[str]:
     """Split ``text`` at sentence ends into parts of at most ``limit`` by ``size``.
 
     Joined, the parts give the text. A single sentence over the limit is split at blanks, and
-    a single word over it in the middle.
+    a single word over it in the middle. Blanks stay with the words beside them, over the
+    limit if need be.
     """
     out: list[str] = []
     for piece in sentences(text):
         for fitting in _halve(piece, size, limit):
-            if out and size(out[-1] + fitting) <= limit:
+            alone = not fitting.strip() or (out and not out[-1].strip())
+            if out and (alone or size(out[-1] + fitting) <= limit):
                 out[-1] += fitting
             else:
                 out.append(fitting)
@@ -103,11 +106,15 @@ def shorten(text: str, limit: int) -> str:
 
 def without_repeats(text: str) -> str:
     """``text`` without stammering: words said three times on end count once, and sentences
-    that nearly repeat an earlier one are left out. Small models fall into such loops."""
+    that nearly repeat an earlier one, with no name or number of their own, are left out.
+    Small models fall into such loops."""
     text = _STAMMER.sub(r"\1", text)
     kept: list[str] = []
     for sentence in sentences(text):
-        if not words(sentence) or all(similarity(sentence, k) < _REPEATED for k in kept):
+        repeats = (
+            similarity(sentence, k) >= _REPEATED and not unsupported(sentence, k) for k in kept
+        )
+        if not words(sentence) or not any(repeats):
             kept.append(sentence)
     return "".join(kept)
 

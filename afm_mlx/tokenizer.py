@@ -14,9 +14,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from afm_mlx.errors import ModelError
+from afm_mlx.errors import ModelError, first_line
 
 import tokenizers
+from jinja2 import TemplateError
 from mlx_lm.tokenizer_utils import BPEStreamingDetokenizer, StreamingDetokenizer, TokenizerWrapper
 from mlx_lm.tokenizer_utils import load as load_wrapper
 from transformers import PreTrainedTokenizerFast
@@ -38,13 +39,17 @@ class Tokenizer:
         self.eos_token_ids = frozenset(wrapper.eos_token_ids)
 
     @classmethod
-    def load(cls, folder: Path) -> "Tokenizer":
-        """Read the tokenizer files of a Hugging Face model folder."""
+    def load(cls, folder: Path, eos_token_id: Any = None) -> "Tokenizer":
+        """Read the tokenizer files of a Hugging Face model folder.
+
+        ``eos_token_id`` (one or a list) names ends of text beside the tokenizer's own.
+        """
+        ends = [eos_token_id] if isinstance(eos_token_id, int) else eos_token_id
         try:
-            return cls(load_wrapper(folder))
-        except (OSError, ValueError, KeyError) as error:
+            return cls(load_wrapper(folder, eos_token_ids=ends))
+        except Exception as error:  # whatever a damaged folder makes transformers raise
             raise ModelError(
-                f"{folder} has no readable tokenizer ({str(error).splitlines()[0]}):"
+                f"{folder} has no readable tokenizer ({first_line(error)}):"
                 " download the model again"
             ) from error
 
@@ -75,6 +80,8 @@ class Tokenizer:
     def _markers(self) -> re.Pattern[str]:
         added = [t.content for t in self.backend.get_added_tokens_decoder().values()]
         longest_first = sorted(filter(None, added), key=len, reverse=True)
+        if not longest_first:
+            return re.compile("((?!))")  # splits nothing
         return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
 
     def encode(self, text: str) -> list[int]:
@@ -96,14 +103,18 @@ class Tokenizer:
         if not self.wrapper.has_chat_template:
             raise ModelError("this model has no chat template: choose an instruct model")
         # \x1c is white space no template writes: if it is gone, the template trims its input.
-        rendered: str = self.wrapper.apply_chat_template(
-            [
-                {"role": m.role, "content": f"\x1c\ue000{i}\ue001\x1c"}
-                for i, m in enumerate(messages)
-            ],
-            tokenize=False,
-            add_generation_prompt=generate,
-        )
+        turns = [
+            {"role": m.role, "content": f"\x1c\ue000{i}\ue001\x1c"} for i, m in enumerate(messages)
+        ]
+        try:
+            rendered: str = self.wrapper.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=generate
+            )
+        except TemplateError as error:
+            raise ModelError(
+                f"the model's chat template refuses this conversation ({first_line(error)}):"
+                " leave out the instructions, or choose another model"
+            ) from error
 
         def fill(match: re.Match[str]) -> str:
             content = messages[int(match[2])].content
@@ -127,5 +138,6 @@ class Tokenizer:
     @property
     def special_ids(self) -> dict[str, Any]:
         """``bos_token_id`` and ``eos_token_id`` for a ``config.json``."""
-        hf = self.wrapper._tokenizer
-        return {"bos_token_id": hf.bos_token_id, "eos_token_id": hf.eos_token_id}
+        ends = sorted(self.eos_token_ids)
+        bos = self.wrapper._tokenizer.bos_token_id
+        return {"bos_token_id": bos, "eos_token_id": ends[0] if len(ends) == 1 else ends}

@@ -15,7 +15,10 @@ from afm_mlx.errors import AFMError
 def main() -> None:
     folder, source = Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else None
     checkpoint = load(source)
-    signature = save(folder, checkpoint.model, checkpoint.tokenizer, base=checkpoint.name)
+    licence = "apache-2.0" if source is None else "other"
+    signature = save(
+        folder, checkpoint.model, checkpoint.tokenizer, base=checkpoint.name, licence=licence
+    )
     print(f"{folder}: {checkpoint.model.num_parameters:,} parameters, signature {signature[:12]}")
 
 

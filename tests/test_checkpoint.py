@@ -1,8 +1,6 @@
 """Load and save: round trips, other readers, signatures, damage, full disks."""
 
 import json
-import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -161,9 +159,43 @@ def test_disk_that_fills_while_saving(folder: Path, tmp_path: Path, overwrite: b
     assert (folder / "model.safetensors").read_bytes() == before
 
 
-def test_rlimit_is_available() -> None:
-    # If the limit above were ignored, the test of the full disk would prove nothing.
-    assert hasattr(resource, "RLIMIT_FSIZE") and os.name == "posix"
+def test_interruption_while_replacing_keeps_the_old_model(
+    folder: Path, model: Model, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (folder / "model.safetensors").read_bytes()
+    rename = Path.rename
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if target == folder and self.name != "model":  # the new folder's way in
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save(folder, random_model(model.args, 3), tokenizer, base="tiny", overwrite=True)
+    assert (folder / "model.safetensors").read_bytes() == before
+    assert files_of(folder.parent) == {"model"}
+
+
+def test_all_ends_of_text_are_read_and_kept(folder: Path, tmp_path: Path) -> None:
+    # Llama 3's generation_config names more ends than its tokenizer.
+    (folder / "generation_config.json").write_text('{"eos_token_id": [0, 2]}')
+    loaded = load(str(folder))
+    assert loaded.tokenizer.eos_token_ids == {0, 2}
+    save(tmp_path / "again", loaded.model, loaded.tokenizer, base="tiny")
+    assert load(str(tmp_path / "again")).tokenizer.eos_token_ids == {0, 2}
+
+
+def test_output_table_in_the_file_is_used(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    # Guards: a config.json that does not say is untied in transformers, tied in mlx-lm.
+    model = random_model(replace(PRESETS["tiny"], tie_word_embeddings=False))
+    save(tmp_path / "m", model, tokenizer, base="tiny")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    del config["tie_word_embeddings"]
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    tokens = mx.array([[1, 2, 3]])
+    loaded = load(str(tmp_path / "m"), dtype=mx.float32).model
+    assert mx.array_equal(loaded(tokens), model(tokens))
 
 
 @pytest.mark.parametrize("size", [0, 5, 1000, 2_000_000])
@@ -187,6 +219,8 @@ def test_weights_that_do_not_fit(folder: Path) -> None:
         ('{"model_type": "mamba"}', "model of type 'mamba': only llama and afm"),
         ("{", "cannot be read .*download the model again"),
         ("[1]", "no JSON object"),
+        ('{"model_type": "llama", "hidden_size": "128"}', "lacks 'num_hidden_layers'"),
+        ('{"model_type": "llama", "rope_scaling": {"rope_type": "llama3"}}', "do not fit|lacks"),
     ],
 )
 def test_bad_config(folder: Path, text: str, message: str) -> None:

@@ -154,6 +154,28 @@ def test_close_cancels_what_runs_and_waits() -> None:
     assert all(run.cancelled for run in runs)
 
 
+def test_closing_does_not_wait_for_a_long_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("afm_mlx.engine.LOADING_PATIENCE", 0.0)
+    go = threading.Event()
+
+    def slow() -> Checkpoint:
+        go.wait()
+        return tiny_checkpoint()
+
+    engine = Engine(slow)
+    engine.close()  # would hang here
+    go.set()
+
+
+def test_job_that_exits_does_not_kill_the_engine(engine: Engine) -> None:
+    def leave(_: Checkpoint) -> None:
+        raise SystemExit
+
+    with pytest.raises(SystemExit):
+        engine.call(leave).result(timeout=20)
+    assert engine.call(lambda _: 1).result(timeout=20) == 1
+
+
 def test_closed_engine_takes_no_work() -> None:
     engine = Engine(tiny_checkpoint)
     engine.close()

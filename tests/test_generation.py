@@ -125,6 +125,16 @@ def test_prefix_cache_holds_its_budget(model: Model) -> None:
     assert prefixes.nbytes == 0
 
 
+def test_entry_over_the_budget_drives_out_nothing(model: Model) -> None:
+    cache = model.make_cache()
+    mx.eval(model(mx.array([PROMPT]), cache=cache))
+    prefixes = PrefixCache(10**9)
+    prefixes.store(PROMPT[:5], cache)
+    prefixes.budget = prefixes.nbytes
+    prefixes.store([9, *PROMPT[1:]], cache)
+    assert prefixes.fetch(model, PROMPT)[1] == 5
+
+
 def test_entry_that_grows_is_replaced(model: Model) -> None:
     prefixes = PrefixCache()
     cache = model.make_cache()
@@ -235,12 +245,13 @@ def test_metrics_count_what_moves(model: Model, tokenizer: Tokenizer) -> None:
 
 
 def test_metrics_add_up() -> None:
-    a = Metrics(10, 4, 5, 0.1, 0.5, 2.0, 100, 7)
-    b = Metrics(20, 0, 3, 0.2, 0.3, 1.0, 90, 9)
+    a = Metrics(10, 4, 5, 0.1, 0.5, 2.0, 100, 7, prefill_time=0.5)
+    b = Metrics(20, 0, 3, 0.2, 0.3, 1.0, 90, 9, prefill_time=0.3)
     both = a + b
     assert (both.prompt_tokens, both.cached_tokens, both.generated_tokens) == (30, 4, 8)
     assert (both.time_to_first_token, both.decode_time, both.peak_memory) == (0.5, 3.0, 9)
     assert a.prompt_tokens_per_second == 12 and a.tokens_per_second == 2
+    assert both.tokens_per_second == 2 and both.prompt_tokens_per_second == pytest.approx(32.5)
     assert Metrics().tokens_per_second == 0
 
 
@@ -251,6 +262,8 @@ def test_metrics_add_up() -> None:
         lambda: GenerationOptions(maximum_response_tokens=0),
         lambda: SamplingMode.random(top=0),
         lambda: SamplingMode.random(probability_threshold=1.5),
+        lambda: SamplingMode.random(seed=-1),
+        lambda: GenerationOptions(temperature=float("nan")),
     ],
 )
 def test_bad_options(make: object) -> None:

@@ -291,6 +291,9 @@ def test_gradients_reach_every_weight() -> None:
         ({"num_kv_reuse_layers": 4}, "at least one regular layer"),
         ({"intermediate_size": [1, 2]}, "one width per layer"),
         ({"attention_bias": True}, "biases are not supported"),
+        ({"num_attention_heads": 0}, "num_attention_heads must be a number above 0"),
+        ({"hidden_size": "128"}, "hidden_size must be a number above 0"),
+        ({"rope_scaling": "linear"}, "rope_scaling must be an object"),
     ],
 )
 def test_bad_shapes_are_refused(config: dict[str, Any], message: str) -> None:

@@ -6,11 +6,13 @@ from collections.abc import AsyncGenerator
 from afm_mlx import GenerationOptions, LanguageModelSession, SamplingMode
 from afm_mlx.engine import Engine
 from afm_mlx.errors import (
+    CancelledRequestError,
     ConcurrentRequestsError,
     ExceededContextWindowSizeError,
     InputError,
 )
 from afm_mlx.tokenizer import Message
+from tests.conftest import tiny_checkpoint
 
 import pytest
 
@@ -98,6 +100,22 @@ def test_cancelled_request_leaves_no_trace(engine: Engine) -> None:
             await task
         assert session.transcript == []
         assert await session.respond("Hello", options=SHORT)
+
+    asyncio.run(work())
+
+
+def test_closing_the_engine_leaves_no_half_turn() -> None:
+    async def work() -> None:
+        engine = Engine(tiny_checkpoint)
+        session = LanguageModelSession(engine)
+        long = GenerationOptions(maximum_response_tokens=900)
+        stream = session.stream_response("Hello", options=long)
+        await anext(stream)
+        await asyncio.to_thread(engine.close)
+        with pytest.raises(CancelledRequestError):
+            async for _ in stream:
+                pass
+        assert session.transcript == []
 
     asyncio.run(work())
 

@@ -38,7 +38,8 @@ def test_parts_keep_everything_and_the_limit(seed: int) -> None:
     limit = rng.randrange(1, 60)
     found = parts(text, len, limit)
     assert "".join(found) == text
-    assert all(len(p) <= limit for p in found)
+    assert all(len(p.strip()) <= limit for p in found)
+    assert len(found) == 1 or all(p.strip() for p in found)
 
 
 def test_titles_end_no_sentence() -> None:
@@ -100,6 +101,8 @@ def test_shorten_ends_on_no_loose_word() -> None:
             "I can't come on Friday. Sorry. ",
         ),
         ("One. Two. Three.", "One. Two. Three."),
+        ("Room 1 is free from 9. Room 2 is free from 9.",) * 2,
+        ("10.10.10.10 and 555 555 555",) * 2,
         ("", ""),
     ],
 )

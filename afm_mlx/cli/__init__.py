@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 from afm_mlx.cli import commands
-from afm_mlx.errors import AFMError
+from afm_mlx.errors import AFMError, first_line
 
 import tyro
 
@@ -48,6 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a full disk behind a redirection, say
+        print(
+            f"afm: cannot write the output ({first_line(error)}): free some space", file=sys.stderr
+        )
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 2
 
 
 def _named(**choices: Any) -> Any:

@@ -21,7 +21,7 @@ from afm_mlx import blas
 from afm_mlx.checkpoint import Checkpoint, load
 from afm_mlx.cli.commands import Bench
 from afm_mlx.cli.output import console, errors, print_json
-from afm_mlx.errors import InputError
+from afm_mlx.errors import InputError, ModelError
 from afm_mlx.features import NOTIFICATION_SUMMARY, NotificationStack
 from afm_mlx.features.run import make_request
 from afm_mlx.generation import (
@@ -55,7 +55,7 @@ def run(command: Bench) -> int:
     if os.environ.get(STOCK):
         print_json(_peer(_twin(checkpoint), tokens, command.generate_tokens))
         return 0
-    stock = blas.active().kind in ("system", "numpy")
+    stock = blas.preload().kind in ("system", "numpy")
     with Progress(console=errors, transient=True) as bar:
         task = bar.add_task("measuring", total=command.repeats * 2 + 2 + stock)
         report = _measure(checkpoint, tokens, command, lambda: bar.advance(task))
@@ -65,7 +65,7 @@ def run(command: Bench) -> int:
             bar.advance(task)
     report["machine"] = {
         "device": str(mx.default_device()),
-        "blas": asdict(blas.active()),
+        "blas": asdict(blas.preload()),
         "mlx": version("mlx"),
     }
     if command.json:
@@ -160,8 +160,9 @@ def _as_installed(command: Bench) -> Result:
         env={**os.environ, "AFM_BLAS": "off", STOCK: "1"},
         capture_output=True,
         text=True,
-        check=True,
     )
+    if done.returncode:
+        raise ModelError(f"mlx-lm as installed failed: {done.stderr.strip().splitlines()[-1]}")
     result: Result = json.loads(done.stdout)
     return result
 

@@ -18,6 +18,7 @@ from afm_mlx.errors import ModelError
 import mlx.core as mx
 from huggingface_hub.constants import HF_HUB_CACHE, HF_HUB_OFFLINE
 from rich.table import Table
+from rich.text import Text
 
 PACKAGES = ("afm-mlx", "mlx", "mlx-lm", "huggingface-hub", "numpy", "textual", "transformers")
 LEAST_MEMORY = 2 * 2**30  # bytes; the embedded model peaks at about 0.6 GiB
@@ -43,7 +44,7 @@ def run(command: Doctor) -> int:
         for check in checks:
             mark = "[red]✗ problem[/red]" if check.remedy else "[green]✓ ok[/green]"
             text = check.finding + (f"\n→ {check.remedy}" if check.remedy else "")
-            table.add_row(mark, check.name, text)
+            table.add_row(mark, check.name, Text(text))
         console.print(table)
     return int(any(check.remedy for check in checks))
 
@@ -94,7 +95,7 @@ def _cpu() -> Iterator[Check]:
     """What only matters where MLX computes on the CPU of a Linux machine."""
     if sys.platform != "linux":
         return
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    compiler = shutil.which("g++")
     yield Check(
         "C++ compiler",
         compiler or "none",
@@ -102,7 +103,7 @@ def _cpu() -> Iterator[Check]:
     )
     if mx.default_device() != mx.cpu:
         return
-    loaded, speed = blas.active(), blas.measure_gflops()
+    loaded, speed = blas.preload(), blas.measure_gflops()
     finding = f"{loaded.kind}, {speed:.0f} GFLOPS float32: {loaded.detail}"
     remedy = loaded.remedy
     if remedy is None and speed < SLOW_BLAS:

@@ -5,8 +5,10 @@ from dataclasses import asdict
 from afm_mlx import hub
 from afm_mlx.cli.commands import Download, ListModels, Remove
 from afm_mlx.cli.output import console, print_json
+from afm_mlx.errors import ModelError
 
 from rich.table import Table
+from rich.text import Text
 
 
 def show(command: ListModels) -> int:
@@ -25,10 +27,17 @@ def show(command: ListModels) -> int:
 
 
 def download(command: Download) -> int:
-    console.print(str(hub.resolve(command.name, command.revision)))
+    path = hub.resolve(command.name, command.revision)
+    kind = hub.model_type(path / "config.json")
+    if path.is_dir() and kind not in hub.MODEL_TYPES:
+        raise ModelError(
+            f"{command.name} is of type {kind!r}, which cannot be run:"
+            f" `afm models remove {command.name}` frees its space"
+        )
+    console.print(Text(str(path)))
     return 0
 
 
 def remove(command: Remove) -> int:
-    console.print(f"{command.name}: {hub.remove(command.name) / 1e6:.0f} MB freed")
+    console.print(Text(f"{command.name}: {hub.remove(command.name) / 1e6:.0f} MB freed"))
     return 0

@@ -10,7 +10,6 @@ from afm_mlx.generation import Metrics
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.markdown import Markdown
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -24,6 +23,8 @@ async def show(events: AsyncIterator[Progress | Answer], heading: str = "") -> A
     if not console.is_terminal:
         answer = await final(events)
         console.print(Text(f"{heading}: " if heading else "") + Text(answer.text))
+        for note in answer.notes:
+            errors.print(Text(f"note: {note}"))
         return answer
     if heading:
         console.print(Text(heading, style="bold"))
@@ -78,12 +79,14 @@ def _answer(answer: Answer) -> RenderableType:
             return Text("No corrections.", style="green")
         return Group(Text(value.corrected), Text(), *map(_edit, value.edits))
     if isinstance(value, list) and value and isinstance(value[0], list):
-        table = Table(*value[0])
+        table = Table()
+        for head in value[0]:
+            table.add_column(Text(head))  # as Text: brackets in it are no markup
         for row in value[1:]:
-            table.add_row(*row)
+            table.add_row(*map(Text, row))
         return table
     if isinstance(value, list):
-        return Markdown(answer.text)
+        return Text("\n".join(f"• {item}" for item in value))
     if answer.feature == "notification-summary":
         return Text(answer.text, style="italic")
     return Text(answer.text)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from afm_mlx.cli.commands import Format
-from afm_mlx.errors import InputError
+from afm_mlx.errors import InputError, first_line
 
 
 def read_items(files: Sequence[Path], format: Format) -> list[Any]:
@@ -31,6 +31,8 @@ def read_items(files: Sequence[Path], format: Format) -> list[Any]:
 def _read(file: Path) -> str:
     try:
         if str(file) == "-":
+            if sys.stdin is None:
+                raise InputError("standard input is closed: name a file")
             if sys.stdin.isatty():
                 print("Type or paste the text, then Ctrl-D.", file=sys.stderr)
             data = sys.stdin.buffer.read()
@@ -52,8 +54,10 @@ def _parse(text: str, file: Path) -> list[Any]:
     try:
         value = json.loads(text)
         return value if isinstance(value, list) else [value]
+    except RecursionError as error:
+        raise InputError(f"{_name(file)} is nested too deeply: give flat JSON") from error
     except json.JSONDecodeError as whole:
-        lines = [(n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
+        lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
         if len(lines) == 1:
             raise _broken(file, whole.lineno, whole) from whole
         items = []
@@ -64,6 +68,8 @@ def _parse(text: str, file: Path) -> list[Any]:
                 worse = whole if number == 1 else error
                 raise _broken(file, whole.lineno if number == 1 else number, worse) from error
         return items
+    except ValueError as error:  # numbers of thousands of digits
+        raise InputError(f"{_name(file)}: {first_line(error)}: correct it") from error
 
 
 def _broken(file: Path, line: int, error: json.JSONDecodeError) -> InputError:

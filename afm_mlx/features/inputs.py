@@ -35,9 +35,10 @@ class NotificationStack:
     @classmethod
     def from_json(cls, data: Any) -> "NotificationStack":
         items = _field(data, "notifications", list)
+        group = data.get("group")
         return cls(
             app=_field(data, "app", str),
-            group=data.get("group"),
+            group=None if group is None else _field(data, "group", str),
             notifications=tuple(
                 Notification(_field(n, "title", str), _field(n, "body", str), n.get("minutes_ago"))
                 for n in items
@@ -112,5 +113,8 @@ Input = NotificationStack | Thread | Text | Change
 def _field(data: Any, name: str, kind: type) -> Any:
     if not isinstance(data, dict) or not isinstance(data.get(name), kind):
         label = "text" if kind is str else "list"
-        raise InputError(f"the JSON lacks the {label} {name!r}: see `afm summarize --help`")
-    return data[name]
+        raise InputError(f"the JSON lacks the {label} {name!r}: see --help")
+    value = data[name]
+    if isinstance(value, str):
+        value = value.encode("utf-8", "replace").decode("utf-8")  # JSON may hold half a pair
+    return value

@@ -27,8 +27,9 @@ LEAST_SIMILAR = 0.5
 """Words that a corrected text shares with its source; real corrections keep two thirds."""
 
 _PREAMBLE = re.compile(
-    r"^(sure|certainly|of course|okay|here (is|are|'s)|the (corrected|rewritten|revised))\b"
-    r"[^\n]*:\s*",
+    r"^(?:(?:sure|certainly|of course|okay)\b[^\n:]{0,20}[!,.]\s*)?"
+    r"(?:here(?:'s| is| are| you go)|the (?:corrected|rewritten|revised) (?:text|version))\b"
+    r"[^\n:]{0,60}:(?:\s+|$)",
     re.IGNORECASE,
 )
 _LABEL = re.compile(
@@ -56,10 +57,15 @@ class Proofread:
     edits: tuple[Edit, ...]
 
 
-def clean(answer: str) -> str:
-    """``answer`` without preamble, label and surrounding quotes."""
-    text = _LABEL.sub("", _PREAMBLE.sub("", answer.strip())).strip()
+def clean(answer: str, source: str = "") -> str:
+    """``answer`` without preamble, label and surrounding quotes, unless ``source`` has them."""
+    text, source = answer.strip(), source.strip()
+    for pattern in (_PREAMBLE, _LABEL):
+        if not pattern.match(source):
+            text = pattern.sub("", text).strip()
     for opening, closing in ('""', "''", "“”", "``"):
+        if source.startswith(opening):
+            continue
         if len(text) > 1 and text[0] == opening and text[-1] == closing:
             inner = text[1:-1]
             if opening not in inner and closing not in inner:
@@ -77,7 +83,7 @@ def notification_summary(answer: str, stack: NotificationStack) -> Reading:
     newest = _newest(stack)
     if not line:
         return Reading(newest, "the model said nothing: newest notification shown")
-    invented = unsupported("- " + line, source)
+    invented = unsupported(line, source)
     if invented:
         note = f"{', '.join(invented)} is not in the notifications: newest one shown"
         return Reading(newest, note)
@@ -141,7 +147,7 @@ def table(answer: str, source: Text) -> Reading:
 
 def proofread(answer: str, source: Text) -> Reading:
     """The corrected text with its edits; an answer that rewrites the text is refused."""
-    corrected = _like(source.text, clean(answer))
+    corrected = _like(source.text, clean(answer, source.text))
     if similarity(source.text, corrected) < LEAST_SIMILAR:
         return Reading(
             Proofread(source.text, ()), "the model's answer was no correction: text unchanged"
@@ -155,7 +161,7 @@ def proofread(answer: str, source: Text) -> Reading:
 
 def rewrite(answer: str, source: Text | Change) -> Reading:
     """A new version of the text that brings no names or numbers of its own."""
-    text = _like(source.text, without_repeats(clean(answer)))
+    text = _like(source.text, without_repeats(clean(answer, source.text)))
     given = source.text + (f" {source.instruction}" if isinstance(source, Change) else "")
     if not text.strip():
         return Reading(source.text, "the model said nothing: text unchanged")

@@ -4,12 +4,13 @@ Nothing is cut silently. Input over ``Feature.part_tokens`` is worked on in part
 ends: transformed texts are joined again, summaries condense the earlier parts first.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
 from afm_mlx.engine import Engine
-from afm_mlx.errors import InputError
+from afm_mlx.errors import CancelledRequestError, InputError
 from afm_mlx.features import notifications, reading, writing
 from afm_mlx.features.declaration import Feature, Reading
 from afm_mlx.features.inputs import (
@@ -22,7 +23,7 @@ from afm_mlx.features.inputs import (
     Thread,
 )
 from afm_mlx.features.reading import Proofread
-from afm_mlx.generation import GenerationOptions, Metrics, Request
+from afm_mlx.generation import GenerationOptions, Metrics, Request, Snapshot
 from afm_mlx.text import MAX_CHARACTERS, parts
 from afm_mlx.tokenizer import Tokenizer
 
@@ -84,6 +85,7 @@ async def run(
 
     Raises:
         InputError: the input is longer than ``max_characters``.
+        CancelledRequestError: the engine was closed meanwhile.
     """
     length = len(feature.messages(value)[-1].content)
     if length > max_characters:
@@ -92,7 +94,9 @@ async def run(
             " split it, or raise --max-characters if you have the time"
         )
     tokenizer = (await engine.ready()).tokenizer
-    pieces = split(feature, value, lambda text: len(tokenizer.encode(text)))
+    pieces = await asyncio.to_thread(
+        split, feature, value, lambda text: len(tokenizer.encode(text))
+    )
     readings: list[Reading] = []
     metrics = Metrics()
     earlier = ""
@@ -101,13 +105,15 @@ async def run(
         asked: Feature[Any] = feature if last or feature.long == "join" else _condenser(feature)
         piece = _prepend(earlier, piece) if feature.long == "condense" else piece
         request = make_request(asked, piece, tokenizer, options)
-        written = ""
-        spent = Metrics()
+        snapshot = Snapshot("")
         async for snapshot in engine.generate(request):
-            written, spent = snapshot.text, snapshot.metrics
-            yield Progress(written, number, len(pieces))
-        metrics = spent if number == 1 else metrics + spent
-        read = asked.read(written, piece)
+            yield Progress(snapshot.text, number, len(pieces))
+        if snapshot.finish_reason == "cancelled":
+            raise CancelledRequestError("the engine was closed: open another one and ask again")
+        metrics = snapshot.metrics if number == 1 else metrics + snapshot.metrics
+        read = asked.read(snapshot.text, piece)
+        if snapshot.finish_reason == "length" and not read.note:
+            read = replace(read, note="the answer reached its limit and may lack its end")
         earlier = _plain(read.value)
         readings.append(read)
     if feature.long == "condense":
@@ -167,13 +173,17 @@ def split(feature: Feature[InputT], value: InputT, size: Callable[[str], int]) -
     if size(feature.render(value)) <= limit:
         return [value]
     if isinstance(value, Text | Change):
-        return [replace(value, text=p) for p in parts(value.text, size, limit) if p.strip()]
+        return [replace(value, text=p) for p in parts(value.text, size, limit)]
     if isinstance(value, Thread):
         lines = [
-            ChatMessage(m.sender, p) for m in value.messages for p in parts(m.text, size, limit)
+            ChatMessage(m.sender, p)
+            for m in value.messages
+            for p in parts(m.text, size, limit) or [""]
         ]
         return [Thread(tuple(g)) for g in _groups(lines, lambda m: size(m.text) + 8, limit)]
-    items = [replace(n, body=p) for n in value.notifications for p in parts(n.body, size, limit)]
+    items = [
+        replace(n, body=p) for n in value.notifications for p in parts(n.body, size, limit) or [""]
+    ]
     return [
         replace(value, notifications=tuple(g))
         for g in _groups(items, lambda n: size(n.title) + size(n.body) + 8, limit)
@@ -249,6 +259,7 @@ def _join(pieces: list[Any], values: list[Any]) -> Any:
         return "".join(values)
     if values[0] and isinstance(values[0][0], list):
         head = values[0][0]
-        rows = [row for value in values for row in value[1:]]
-        return [head, *((row + [""] * len(head))[: len(head)] for row in rows)]
+        rows = [row for v in values for row in (v if v[0] != head else v[1:])]
+        width = max(map(len, [head, *rows]))
+        return [row + [""] * (width - len(row)) for row in [head, *rows]]
     return [item for value in values for item in value]

@@ -87,8 +87,9 @@ def test_text_from_a_pipe(tiny: str, command: str) -> None:
 
 def test_a_process_of_its_own(tiny: str) -> None:
     done = afm_process("summarize", "--model", tiny, stdin=b"The bus is late.")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.strip()
+    assert done.returncode == 0
+    assert all(line.startswith("note: ") for line in done.stderr.splitlines())
+    assert done.stdout.strip() and "note: " not in done.stdout
     refused(afm_process("summarize", "--model", "no-such", stdin=b"hello"))
 
 
@@ -158,10 +159,39 @@ def test_invalid_utf8(tiny: str, command: str) -> None:
         ('[{"app": "A", "notifications": []}]', "no notifications"),
         ("[]", "no items"),
         ("{}", "lacks the text 'text'"),
+        ('{"app": "A", "group": 5, "notifications": []}', "lacks the text 'group'"),
+        ('[{"a":' * 100_000, "nested too deeply"),
+        ('{"text": ' + "9" * 5000 + "}", "correct it"),
     ],
 )
 def test_broken_json(tiny: str, text: str, message: str) -> None:
     assert message in refused(afm("summarize", "--model", tiny, stdin=text.encode()))
+
+
+def test_lines_of_json_may_hold_any_character(tiny: str) -> None:
+    # Guards: str.splitlines() also cuts at U+2028 and U+0085, inside strings.
+    rows = "\n".join(json.dumps({"text": "a\u2028b\x85c"}, ensure_ascii=False) for _ in range(2))
+    done = afm("summarize", "--model", tiny, "--json", stdin=rows.encode())
+    assert len(done.stdout.splitlines()) == 2
+
+
+def test_half_a_surrogate_pair(tiny: str) -> None:
+    done = afm("summarize", "--model", tiny, "--json", stdin=b'{"text": "x \\ud83d"}')
+    assert done.returncode == 0
+
+
+def test_full_disk_behind_the_output(tiny: str) -> None:
+    if not os.path.exists("/dev/full"):
+        pytest.skip("only Linux has /dev/full")
+    command = f"{sys.executable} -m afm_mlx models list --json > /dev/full"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("afm: cannot write the output")
+
+
+def test_bad_seed(tiny: str) -> None:
+    arguments = ["--temperature", "1", "--seed", "-1"]
+    assert "seed" in refused(afm("rewrite", "--model", tiny, *arguments, stdin=b"hello"))
 
 
 def test_text_that_looks_like_json(tiny: str) -> None:

@@ -17,6 +17,7 @@ from afm_mlx.features import (
     PROOFREAD,
     SMART_REPLY,
     SUMMARY,
+    TABLE,
     Answer,
     Change,
     ChatMessage,
@@ -207,6 +208,36 @@ def test_edits_of_later_parts_keep_their_place(engine: Engine) -> None:
     assert len(answer.value.edits) == LONG.count("dog")
     for edit in answer.value.edits:
         assert LONG[edit.start : edit.end] == edit.was
+
+
+def test_titles_without_bodies_survive_a_split() -> None:
+    items = tuple(Notification(f"Missed call {i}", "") for i in range(9))
+    pieces = split(
+        small(NOTIFICATION_SUMMARY, part_tokens=30), NotificationStack("Phone", items), size
+    )
+    assert [n.title for p in pieces for n in p.notifications] == [n.title for n in items]
+
+
+def test_blank_lines_keep_later_edits_in_place() -> None:
+    text = "aaa." + 40 * "\n" + "bbb c."
+    pieces = split(small(PROOFREAD, part_tokens=10), Text(text), len)
+    assert "".join(p.text for p in pieces) == text and len(pieces) == 2
+
+
+def test_tables_of_parts_lose_no_column(engine: Engine) -> None:
+    answers = iter(["no table here", "| a | b | c |\n| 1 | 2 | 3 |"])
+    feature = small(
+        TABLE, part_tokens=30, read=lambda _, t: reading.table(next(answers, "| a |\n| 9 |"), t)
+    )
+    rows = asyncio.run(respond(engine, feature, Text("One bus. " * 5))).value
+    assert ["1", "2", "3"] in rows
+    assert len({len(row) for row in rows}) == 1
+
+
+def test_answer_without_room_says_so(engine: Engine) -> None:
+    feature = small(CHANGE, read=lambda text, _: Reading(text))
+    answer = asyncio.run(respond(engine, feature, Change("Lunch at 12.", "move it")))
+    assert answer.notes == ("the answer reached its limit and may lack its end",)
 
 
 def test_too_long_input_is_refused(engine: Engine) -> None:
