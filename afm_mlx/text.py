@@ -79,6 +79,8 @@ def unsupported(answer: str, source: str) -> list[str]:
                 if not any(n == fact or n.startswith((f"{fact}:", f"{fact}.")) for n in numbers):
                     found.append(fact)
                 continue
+            if re.split("['’]", fact)[0] == "I":
+                continue
             opening = not sentence[: match.start()].strip("\"'“‘(*-•# ")
             if not opening and any(
                 w.casefold() not in known for w in re.findall(r"\w+", fact) if w != "s"

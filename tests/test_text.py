@@ -72,6 +72,7 @@ def test_words_count_times_and_prices_once() -> None:
         ("3 rooms", ["3"]),
         ("In 00 minutes", ["00"]),  # the 13:00 of the source has no 00 by itself
         ("Lunch at 13", []),
+        ("Sorry, I can't and I'm not", []),
     ],
 )
 def test_unsupported(answer: str, found: list[str]) -> None:

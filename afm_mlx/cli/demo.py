@@ -11,7 +11,7 @@ from afm_mlx.cli.commands import Demo
 from afm_mlx.cli.output import console, final, print_json, show, timing
 from afm_mlx.cli.work import options, stack_name
 from afm_mlx.engine import Engine
-from afm_mlx.features import FEATURES, Answer, Feature, NotificationStack
+from afm_mlx.features import FEATURES, Feature, NotificationStack
 
 from rich.text import Text as Line
 
@@ -55,7 +55,8 @@ async def _stack(command: Demo, engine: Engine, stack: NotificationStack) -> Non
     mark = " · ! urgent" if urgent.value else ""
     console.print()
     answer = await show(events, f"{stack_name(stack)} ({count}){mark}")
-    _explain(answer)
+    if not console.is_terminal:
+        console.print(Line(f"  {timing(answer.metrics)}"))
 
 
 async def _tool(command: Demo, engine: Engine, feature: Feature[Any], value: Any) -> None:
@@ -66,11 +67,5 @@ async def _tool(command: Demo, engine: Engine, feature: Feature[Any], value: Any
     console.print(Line(f"\n{feature.title}", style="bold"))
     console.print(Line("  " + feature.render(value).replace("\n", "\n  "), style="dim"))
     answer = await show(events)
-    _explain(answer)
-
-
-def _explain(answer: Answer) -> None:
-    """What ``show`` tells on a terminal only: notes and timing."""
     if not console.is_terminal:
-        for line in [*(f"note: {note}" for note in answer.notes), timing(answer.metrics)]:
-            console.print(Line(f"  {line}"))
+        console.print(Line(f"  {timing(answer.metrics)}"))

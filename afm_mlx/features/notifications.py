@@ -52,7 +52,7 @@ _BUILD = _stack(
     ("Ingrid", "checkout is throwing errors again??"),
     ("Ingrid", "rolled back to yesterday's version, errors are gone"),
 )
-_LOCK = _stack("Home", "Front door", ("Front door", "Unlocked for 30 minutes. Lock it now?"))
+_LOCK = _stack("Home", "Front door", ("Front door", "Still unlocked. Lock it now?"))
 _SALE = _stack(
     "Mail", "Garden Planet", ("Garden Planet", "Spring sale! All bulbs 20% off until Sunday")
 )
@@ -77,7 +77,7 @@ NOTIFICATION_SUMMARY = Feature(
         (_SAUNA, "Pirjo moved sauna to Saturday 19:00; bring towels"),
         (_PARCEL, "Collect Lindgren Lamps parcel at Elm Street kiosk until Monday"),
         (_BUILD, "Ingrid rolled checkout back, errors are gone"),
-        (_LOCK, "Front door has been unlocked for 30 minutes"),
+        (_LOCK, "Front door is still unlocked"),
     ),
     answer_tokens=lambda _: 32,
     stop=("\n",),
