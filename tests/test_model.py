@@ -1,7 +1,9 @@
 """The student against Apple's figures, mlx-lm's classes and itself without a cache."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from afm_mlx.errors import ModelError
@@ -14,6 +16,7 @@ import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.generate import batch_generate, generate_step, speculative_generate_step
 from mlx_lm.models import afm7, llama
+from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
 
 TINY = PRESETS["tiny"]
 REUSE = replace(
@@ -312,3 +315,29 @@ def test_transformers_5_rope_parameters_are_read() -> None:
     config["rope_parameters"] = {"rope_theta": 12345.0, "rope_type": "default"}
     args = ModelArgs.from_dict(config)
     assert (args.rope_theta, args.rope_scaling) == (12345.0, None)
+
+
+@pytest.mark.parametrize("args", [TINY, REUSE])
+def test_mlx_lm_lora_trains_and_reloads(args: ModelArgs, tmp_path: Path) -> None:
+    model = random_model(args)
+    tokens = mx.array([[1, 2, 3, 4]])
+    before = model(tokens)
+    model.freeze()
+    config = {"rank": 4, "scale": 2.0, "dropout": 0.0}
+    linear_to_lora_layers(model, args.num_hidden_layers, config)
+    assert mx.array_equal(model(tokens), before)
+    trainable = dict(tree_flatten(model.trainable_parameters()))
+    assert {name.rsplit(".", 1)[1] for name in trainable} == {"lora_a", "lora_b"}
+    model.load_weights([(k, v + 0.1) for k, v in trainable.items()], strict=False)
+    after = model(tokens)
+    assert difference(after, before) > 1e-3
+    mx.save_safetensors(
+        str(tmp_path / "adapters.safetensors"),
+        dict(tree_flatten(model.trainable_parameters())),
+    )
+    settings = {"num_layers": args.num_hidden_layers, "lora_parameters": config}
+    (tmp_path / "adapter_config.json").write_text(
+        json.dumps({**settings, "fine_tune_type": "lora"})
+    )
+    again = load_adapters(random_model(args), str(tmp_path))
+    assert difference(again(tokens), after) < 1e-5
