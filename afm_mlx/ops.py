@@ -26,8 +26,10 @@ LEAST_SIZE = 2**14
 """Below so many numbers (decoding, that is) MLX's own forms are as quick."""
 
 
-COMPILES = sys.platform != "linux" or shutil.which("g++") is not None
-"""Whether ``mx.compile`` can work on the CPU: on Linux it calls g++."""
+COMPILES = (
+    sys.platform != "linux" or mx.default_device() != mx.cpu or shutil.which("g++") is not None
+)
+"""Whether ``mx.compile`` can work: for Linux CPUs it calls g++."""
 if not COMPILES:
     mx.disable_compile()  # else every compiled function would raise
 

@@ -1,5 +1,6 @@
 """Small real models for the tests: random weights, a byte-level tokenizer, a chat template."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,4 +82,6 @@ def gguf_path() -> Path:
     try:
         return embedded()
     except ModelError as error:
+        if os.environ.get("CI"):  # there its absence is a broken install
+            raise
         pytest.skip(str(error))

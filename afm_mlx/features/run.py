@@ -112,7 +112,11 @@ async def run(
             raise CancelledRequestError("the engine was closed: open another one and ask again")
         metrics = snapshot.metrics if number == 1 else metrics + snapshot.metrics
         read = asked.read(snapshot.text, piece)
-        if snapshot.finish_reason == "length" and not read.note:
+        if snapshot.finish_reason == "length" and isinstance(read.value, Proofread):
+            # What is missing at its end would pass for deletions.
+            unchanged = Proofread(piece.text, ())
+            read = Reading(unchanged, "the answer reached its limit: text unchanged")
+        elif snapshot.finish_reason == "length" and not read.note:
             read = replace(read, note="the answer reached its limit and may lack its end")
         earlier = _plain(read.value)
         readings.append(read)

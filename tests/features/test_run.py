@@ -197,11 +197,21 @@ def test_summary_condenses_what_came_before(
     ]
 
 
+def test_proofreading_cut_short_changes_nothing(engine: Engine) -> None:
+    # Guards: the missing end of an answer would be offered as a deletion.
+    text = Text("The bus is late and so am I.")
+    feature = small(PROOFREAD, read=lambda _, t: reading.proofread(t.text[:-8], t))
+    answer = asyncio.run(respond(engine, feature, text))
+    assert answer.value == Proofread(text.text, ())
+    assert answer.notes == ("the answer reached its limit: text unchanged",)
+
+
 def test_edits_of_later_parts_keep_their_place(engine: Engine) -> None:
     def upper(_: str, text: Text) -> Reading:
         return reading.proofread(text.text.replace("dog", "cat"), text)
 
-    feature = small(PROOFREAD, part_tokens=80, read=upper)
+    # A choice lets the answer end by itself, which the tiny model's free text never does.
+    feature = small(PROOFREAD, part_tokens=80, read=upper, choices=("a",))
     answer = asyncio.run(respond(engine, feature, Text(LONG)))
     assert isinstance(answer.value, Proofread)
     assert answer.value.corrected.strip() == LONG.replace("dog", "cat").strip()
