@@ -1,5 +1,6 @@
 """The command line ``afm``. Exit codes: 0 done, 2 bad input (one line says why), 130 Ctrl-C."""
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -43,8 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"afm: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("afm: stopped", file=sys.stderr)
-        return 130
+        print("afm: stopped", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        # An orderly end would abort ("terminate called ...") if the engine's thread is still
+        # in MLX: it may be loading, or compiling, on a busy machine.
+        os._exit(130)
     except BrokenPipeError:  # whoever read our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
