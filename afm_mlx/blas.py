@@ -10,6 +10,10 @@ to ``sgemv``: OpenBLAS's ``sgemm`` packs the whole weight matrix first and takes
 as long. It is compiled once into the cache folder.
 
 ``AFM_BLAS`` chooses: ``auto`` (default), ``system``, ``numpy`` or ``off``.
+
+MLX's CPU build also asks the system for every array anew, and glibc gives large ones fresh
+pages from the kernel each time: filling those in takes ten times as long as a product of two
+arrays. :func:`keep_memory` makes glibc use the pages again.
 """
 
 import ctypes
@@ -33,6 +37,9 @@ CHOICES = ("auto", "system", "numpy", "off")
 REMEDY = "`apt install libopenblas0 gcc` (or your system's packages of that kind)"
 
 _SYSTEM = "libopenblas.so.0"
+# malloc.h: M_MMAP_MAX 0 (no pages of their own for large arrays), M_TRIM_THRESHOLD off,
+# M_ARENA_MAX 1 (a thread's own arena holds no array above 64 MB).
+_MALLOPT = ((-4, 0), (-1, -1), (-8, 1))
 # No compiler or home folder, a full disk, a library without the symbols.
 _FAILURES = (OSError, AttributeError, RuntimeError, subprocess.SubprocessError)
 _SHIM = r"""
@@ -79,6 +86,7 @@ def preload() -> Blas:
     wanted = os.environ.get("AFM_BLAS", "auto")
     if wanted == "off":
         return Blas("reference", "AFM_BLAS=off", "unset AFM_BLAS")
+    keep_memory()
     if wanted not in CHOICES:
         return _slow(f"AFM_BLAS={wanted} is none of {', '.join(CHOICES)}", "correct AFM_BLAS")
     if "mlx.core" in sys.modules:
@@ -91,6 +99,15 @@ def preload() -> Blas:
             except _FAILURES as error:
                 reasons.append(f"{kind}: {_one_line(error)}")
     return _slow("; ".join(reasons), REMEDY)
+
+
+def keep_memory() -> bool:
+    """Let freed pages be used again, in place of returning them; whether glibc took it."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # no glibc
+        return False
+    return all(mallopt(ctypes.c_int(name), ctypes.c_int(value)) for name, value in _MALLOPT)
 
 
 def measure_gflops(n: int = 1024) -> float:

@@ -242,14 +242,18 @@ class Attention(nn.Module):
             keys = self.k_norm(keys)
         return (keys, values) if cache is None else cache.update_and_fetch(keys, values)
 
-    def __call__(self, x: mx.array, kv: KV, mask: Any, cache: Any, offset: Any) -> mx.array:
+    def heads(self, x: mx.array, kv: KV, mask: Any, cache: Any, offset: Any) -> mx.array:
+        """What all heads read, side by side: ``[B, L, num_heads * head_dim]``."""
         b, n, _ = x.shape
         queries = self.q_proj(x).reshape(b, n, self.num_heads, -1).transpose(0, 2, 1, 3)
         queries = self.rope(queries, offset=offset)
         if self.qk_norm:
             queries = self.q_norm(queries)
         out = attention(queries, *kv, cache=cache, scale=self.scale, mask=mask)
-        return self.o_proj(out.transpose(0, 2, 1, 3).reshape(b, n, -1))
+        return out.transpose(0, 2, 1, 3).reshape(b, n, -1)
+
+    def __call__(self, x: mx.array, kv: KV, mask: Any, cache: Any, offset: Any) -> mx.array:
+        return self.o_proj(self.heads(x, kv, mask, cache, offset))
 
 
 class MLP(nn.Module):
@@ -306,6 +310,7 @@ class Decoder(nn.Module):
     def __init__(self, args: ModelArgs) -> None:
         super().__init__()
         self.num_regular = args.num_hidden_layers - args.num_kv_reuse_layers
+        self.gradient_checkpointing = False
         self.embed_tokens = nn.Embedding(args.vocab_size, args.hidden_size)
         self.layers = [
             TransformerBlock(args, size, reuses_kv=i >= self.num_regular)
@@ -316,26 +321,52 @@ class Decoder(nn.Module):
     def __call__(
         self,
         inputs: mx.array,
-        cache: list[Any] | None,
-        input_embeddings: mx.array | None,
-        last: int | None,
+        cache: list[Any] | None = None,
+        input_embeddings: mx.array | None = None,
+        last: int | None = None,
+        seen: list[mx.array] | None = None,
     ) -> mx.array:
+        """Hidden states; what goes into each block is appended to ``seen``."""
         h = self.embed_tokens(inputs) if input_embeddings is None else input_embeddings
         caches = cache if cache is not None else [None] * self.num_regular
         mask = create_attention_mask(h, caches[0])
         offset = 0 if caches[0] is None else caches[0].offset
         final = self.num_regular - 1
+        run = _checkpointed if self.gradient_checkpointing and self.training else _plainly
         for layer, c in zip(self.layers[:final], caches, strict=False):
-            h, _ = layer(h, mask, c, offset)
+            _note(seen, h)
+            h, _ = run(layer, h, mask, c, offset)
         # All that follows the last keys and values is needed only where logits are wanted.
         skipped = max(h.shape[1] - last, 0) if last is not None else 0
         shared = caches[final]
-        h, kv = self.layers[final](h, mask, shared, offset, skipped=skipped)
+        _note(seen, h)
+        h, kv = run(self.layers[final], h, mask, shared, offset, None, skipped)
         if isinstance(mask, mx.array):
             mask = mask[..., skipped:, :]
         for layer in self.layers[self.num_regular :]:
-            h, _ = layer(h, mask, shared, offset + skipped, kv)
+            _note(seen, h)
+            h, _ = run(layer, h, mask, shared, offset + skipped, kv)
         return self.norm(h)
+
+
+def _note(seen: list[mx.array] | None, h: mx.array) -> None:
+    if seen is not None:
+        seen.append(h)
+
+
+def _plainly(layer: TransformerBlock, *arguments: Any) -> tuple[mx.array, KV]:
+    return layer(*arguments)
+
+
+def _checkpointed(layer: TransformerBlock, *arguments: Any) -> tuple[mx.array, KV]:
+    """Keep nothing of a block for its gradients but its input (arXiv 1604.06174)."""
+
+    def block(parameters: Any, *arguments: Any) -> tuple[mx.array, KV]:
+        layer.update(parameters)
+        return layer(*arguments)
+
+    kept: Any = mx.checkpoint(block)
+    return kept(layer.trainable_parameters(), *arguments)
 
 
 class Model(nn.Module):
@@ -365,6 +396,12 @@ class Model(nn.Module):
         if self.args.tie_word_embeddings:
             return self.model.embed_tokens.as_linear(h)
         return self.lm_head(h)
+
+    @property
+    def head_weight(self) -> mx.array:
+        """The output table ``[vocab_size, hidden_size]``; the embeddings where they are tied."""
+        head = self.model.embed_tokens if self.args.tie_word_embeddings else self.lm_head
+        return head.weight
 
     @property
     def layers(self) -> list[TransformerBlock]:

@@ -130,3 +130,54 @@ def attention(
     weights: Any = quick_softmax(scores)
     weights = weights.reshape(b, kv_heads, -1, total)
     return (weights @ values).reshape(b, heads, length, -1)
+
+
+def exp(x: mx.array) -> mx.array:
+    """exp of ``x``; on the CPU arguments count as within +-EXP_LIMIT."""
+    quick: Any = quick_exp if _quick(x, x.size) else mx.exp
+    return quick(x)
+
+
+def logsumexp(x: mx.array) -> mx.array:
+    """log of the summed exp over the last axis, which is dropped.
+
+    On the CPU MLX's own form is slow and, over a vocabulary, 1e-4 too small.
+    """
+    quick: Any = quick_logsumexp if _quick(x, x.size) else _logsumexp
+    return quick(x)
+
+
+@mx.custom_function
+def quick_exp(x: mx.array) -> mx.array:
+    """exp, element by element."""
+    return _compiled(_exp, x.shape)(x)
+
+
+@quick_exp.vjp
+def _exp_vjp(_: mx.array, cotangent: mx.array, e: mx.array) -> mx.array:
+    return cotangent * e
+
+
+@mx.custom_function
+def quick_logsumexp(x: mx.array) -> mx.array:
+    """logsumexp over the last axis; a product with ones adds in blocks, so it is exact too."""
+    peak = mx.max(x, axis=-1, keepdims=True)
+    e = _compiled(_shifted_exp, x.shape)(x, peak)
+    return mx.squeeze(mx.log(e @ mx.ones((x.shape[-1], 1))) + peak, -1)
+
+
+@quick_logsumexp.vjp
+def _logsumexp_vjp(x: mx.array, cotangent: mx.array, total: mx.array) -> mx.array:
+    return _compiled(_softmax_gradient, x.shape)(x, total[..., None], cotangent[..., None])
+
+
+def _shifted_exp(x: mx.array, shift: mx.array) -> mx.array:
+    return _exp(x - shift)
+
+
+def _softmax_gradient(x: mx.array, total: mx.array, cotangent: mx.array) -> mx.array:
+    return _exp(x - total) * cotangent
+
+
+def _logsumexp(x: mx.array) -> mx.array:
+    return mx.logsumexp(x, axis=-1)

@@ -1,0 +1,155 @@
+"""White-box teachers: any mlx-lm model, or a committee of several, giving logits and states.
+
+A model is split into its trunk (ids to hidden states) and its head (hidden states to logits),
+so that logits are made for a few rows at a time. Where a class hides the two, which a probe
+finds out, whole logits are used.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from afm_mlx import checkpoint, hub
+from afm_mlx.data.packing import Batch, PackedCache
+from afm_mlx.errors import InputError, ModelError, first_line
+from afm_mlx.losses import log_softmax
+from afm_mlx.tokenizer import Tokenizer
+
+import mlx.core as mx
+from mlx_lm.utils import load_model
+
+
+@dataclass(frozen=True, eq=False)
+class Teacher:
+    """A model to learn from.
+
+    Attributes:
+        trunk: (ids ``[B, L]``, cache) to what ``head`` takes, ``[B, L, D]``.
+        head: ``[N, D]`` to logits ``[N, V]``; no other function of the model is run on rows.
+    """
+
+    name: str
+    model: Any
+    tokenizer: Tokenizer
+    trunk: Callable[[mx.array, Any], mx.array]
+    head: Callable[[mx.array], mx.array]
+
+    def states(self, batch: Batch, seen: list[mx.array] | None = None) -> mx.array:
+        """What the head takes, ``[B, L, D]``; the input of each block is appended to ``seen``."""
+        cache = [PackedCache(batch.segments)] * len(self.model.layers)
+        if seen is None:
+            return mx.stop_gradient(self.trunk(mx.array(batch.tokens), cache))
+        inner = self.model.model
+        layers = inner.layers
+        inner.layers = [_Recorder(layer, seen) for layer in layers]
+        try:
+            return mx.stop_gradient(self.trunk(mx.array(batch.tokens), cache))
+        finally:
+            inner.layers = layers
+
+
+class _Recorder:
+    """A block that notes what goes into it."""
+
+    def __init__(self, layer: Any, seen: list[mx.array]) -> None:
+        self._layer, self._seen = layer, seen
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._layer, name)
+
+    def __call__(self, h: mx.array, *arguments: Any, **named: Any) -> Any:
+        self._seen.append(h)
+        return self._layer(h, *arguments, **named)
+
+
+def load(source: str | None, revision: str | None = None, dtype: mx.Dtype | None = None) -> Teacher:
+    """A teacher from the embedded default, a folder, a GGUF file or the Hub.
+
+    Types that this package has no class for, and quantised models, run in mlx-lm's classes.
+
+    Raises:
+        ModelError: nothing readable there; the message says what to do.
+    """
+    path = hub.resolve(source, revision)
+    if path.is_file() or _is_ours(path):
+        loaded = checkpoint.load(source, revision, dtype)
+        return wrap(loaded.name, loaded.model, loaded.tokenizer)
+    try:
+        model, config = load_model(path)
+    except Exception as error:  # whatever mlx-lm raises for a type or file it cannot read
+        raise ModelError(
+            f"mlx-lm cannot load the teacher in {path} ({first_line(error)}): choose another one"
+        ) from error
+    tokenizer = Tokenizer.load(path, config.get("eos_token_id"))
+    return wrap(str(source), model, tokenizer)
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return True  # the loader says what is wrong
+    return config.get("model_type") in hub.MODEL_TYPES and "quantization" not in config
+
+
+def wrap(name: str, model: Any, tokenizer: Tokenizer) -> Teacher:
+    """A loaded model as a teacher; a probe of three tokens decides how its head is reached."""
+    probe = mx.array([[0, 1, 2]])
+    whole = model(probe)
+    inner = getattr(model, "model", None)
+    table = getattr(inner, "embed_tokens", None)
+    for head in (getattr(model, "lm_head", None), getattr(table, "as_linear", None)):
+        if inner is None or head is None:
+            continue
+        made = head(inner(probe))
+        if made.shape == whole.shape and mx.allclose(made, whole, rtol=1e-3, atol=1e-3).item():
+            return Teacher(name, model, tokenizer, inner, head)
+    return Teacher(name, model, tokenizer, model, lambda logits: logits)
+
+
+@dataclass(frozen=True, eq=False)
+class Committee:
+    """Teachers of one vocabulary who vote with ``weights``; usually a single one."""
+
+    teachers: tuple[Teacher, ...]
+    weights: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        weights = self.weights or (1.0,) * len(self.teachers)
+        if not self.teachers or len(weights) != len(self.teachers) or min(weights) <= 0:
+            raise InputError("give one weight above 0 for each teacher")
+        object.__setattr__(self, "weights", tuple(w / sum(weights) for w in weights))
+        first, *others = (vocabulary(t.tokenizer) for t in self.teachers)
+        if any(other != first for other in others):
+            raise InputError(
+                "these teachers have different vocabularies: teach with one at a time, or let"
+                " them answer (stage sequence)"
+            )
+
+    @property
+    def name(self) -> str:
+        return " + ".join(t.name for t in self.teachers)
+
+    def states(self, batch: Batch) -> list[mx.array]:
+        """For each member what its head takes, flat ``[B * L, D]``."""
+        found = [t.states(batch) for t in self.teachers]
+        return [s.reshape(-1, s.shape[-1]) for s in found]
+
+    def log_probabilities(self, states: Sequence[mx.array], temperature: float = 1.0) -> mx.array:
+        """Log of the members' mixed probabilities ``[N, V]`` for some rows of their states."""
+        logs = [
+            log_softmax(t.head(s).astype(mx.float32), temperature)
+            for t, s in zip(self.teachers, states, strict=True)
+        ]
+        if len(logs) == 1:
+            return logs[0]
+        return mx.log(
+            sum((w * mx.exp(x) for w, x in zip(self.weights, logs, strict=True)), mx.array(1e-30))
+        )
+
+
+def vocabulary(tokenizer: Tokenizer) -> dict[str, int]:
+    """Tokens and their ids."""
+    return tokenizer.backend.get_vocab(with_added_tokens=True)
