@@ -8,7 +8,7 @@ of one chunk in memory at a time:
     aligner = Aligner(student_tokenizer, teacher_tokenizer)
     vocabularies = aligner.vocabularies(student_width, teacher_width)
     batch = aligner.prepare(tokens, segments, max_length)  # numpy, can run ahead
-    taught = teacher(batch.tokens)  # hidden states [B, Lt, D]
+    taught = teacher(mx.array(batch.tokens))  # hidden states [B, Lt, D]
     for part in batch.targets.chunks():
         rows = student_head(part.student.of(hidden)), teacher_head(part.teacher.of(taught))
         loss += mx.sum(span_loss(*rows, part, vocabularies))

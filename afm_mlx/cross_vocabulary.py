@@ -14,6 +14,13 @@
   The loss is KL(teacher || student) over them. Tokens that are neither, as markers of one side,
   count for nothing: the text does go on, so the teacher is conditioned on that, and whatever
   the student gives to them it loses. Between equal vocabularies this is the plain forward KL.
+
+  Where the student has several tokens for ``x``, those after the first stand at positions of
+  their own, which would count only as much as the teacher expects ``x``, and not once as every
+  position does. So the part of the KL that tells ``x`` from what else begins as it does,
+  ``p KL(r || s)`` with p the teacher's probability of both and r and s the share of ``x`` in it,
+  gets the weight 1 instead of p. (Without that a student of other tokens learnt far more slowly.)
+
   ``uld_weight`` adds the sorted comparison of the tokens that only one side has, as TRL's GOLD
   trainer does beside its common tokens.
 """
@@ -45,19 +52,18 @@ _NEAREST = 1e-7  # float32 cannot tell a probability nearer to 1 from 1
 
 @dataclass(frozen=True)
 class Side:
-    """One vocabulary of ``size`` ids against the ``C`` common tokens.
+    """One vocabulary against the ``C`` common tokens.
 
     Attributes:
         common: ids ``[C]`` of the common tokens.
         others: all other ids ``[O]``, those without a token included.
-        homes: for each of ``others`` the index of the longest common token it begins with, or
-            ``C`` for none.
+        events: ``[V]``, for each id the index of the common token that it is, or of the longest
+            one it begins with, or ``C`` for none.
     """
 
-    size: int
     common: Ints
     others: Ints
-    homes: Ints
+    events: Ints
 
     @classmethod
     def of(cls, common: Ints, pieces: Sequence[bytes], size: int) -> "Side":
@@ -72,13 +78,13 @@ class Side:
                 " load the tokenizer that belongs to the model"
             )
         known = {pieces[i]: n for n, i in enumerate(common) if pieces[i]}
-        others = np.setdiff1d(np.arange(size), common)
-        homes = []
-        for i in others:
-            piece = pieces[i] if i < len(pieces) else b""
-            prefixes = (piece[:n] for n in range(len(piece), 0, -1))
-            homes.append(next((known[p] for p in prefixes if p in known), len(common)))
-        return cls(size, common, others.astype(np.int32), np.array(homes, np.int32))
+        others = np.setdiff1d(np.arange(size, dtype=np.int32), common)
+        events = np.full(size, len(common), np.int32)
+        events[common] = np.arange(len(common))
+        for i in others[others < len(pieces)]:
+            prefixes = (pieces[i][:n] for n in range(len(pieces[i]), 0, -1))
+            events[i] = next((known[p] for p in prefixes if p in known), len(common))
+        return cls(common, others, events)
 
 
 @dataclass(frozen=True)
@@ -117,6 +123,10 @@ class Rows:
         span = np.concatenate([starts, of]).astype(np.int32)
         at = np.concatenate([start, start[of] + 1 + nth]).astype(np.int32)
         return cls(row[span], at - 1, tokens[row[span], at].astype(np.int32), span)
+
+    def several(self, spans: int) -> npt.NDArray[np.bool_]:
+        """Which of the first ``spans`` spans have more than one row."""
+        return np.bincount(self.span[spans:], minlength=spans + 1)[:spans] > 0
 
     def of(self, states: mx.array) -> mx.array:
         """Rows ``[R, D]`` of hidden states or logits ``[B, L, D]``."""
@@ -237,9 +247,25 @@ def span_loss(
     )
     teacher = teacher - mx.log1p(-mx.minimum(gone, 1 - _NEAREST))[:, None]
     loss = mx.sum(ops.exp(teacher) * (teacher - student), axis=-1)
+    loss = loss + _later_tokens(teacher, student, targets, vocabularies.student)
     if uld_weight:
         loss = loss + uld_weight * _sorted_difference(others, taught, top)
     return loss * mx.array(targets.weight)
+
+
+def _later_tokens(
+    teacher: mx.array, student: mx.array, targets: SpanTargets, side: Side
+) -> mx.array:
+    """What the text's share in all that begins as it does lacks in weight, ``[M]``."""
+    spans = len(targets.weight)
+    begun = side.events[targets.student.token[:spans]]
+    told = targets.student.several(spans) & (begun < len(side.common))
+    # Twice the same event where there is nothing to tell apart: shares of one half, and KL 0.
+    pair = mx.array(np.stack([targets.event, np.where(told, begun, targets.event)], axis=-1))
+    t, s = (mx.take_along_axis(x, pair, axis=-1) for x in (teacher, student))
+    both = mx.logsumexp(t, axis=-1, keepdims=True)
+    t, s = t - both, s - mx.logsumexp(s, axis=-1, keepdims=True)
+    return (1 - mx.exp(both[:, 0])) * mx.sum(mx.exp(t) * (t - s), axis=-1)
 
 
 def _events(
@@ -247,26 +273,27 @@ def _events(
 ) -> tuple[mx.array, mx.array, mx.array]:
     """Log-probabilities of the events ``[M, C + 1]``, probability ``[M]`` of what is none, and
     log-probabilities of uncommon tokens ``[M, O]``."""
-    if logits.shape[-1] != side.size:
+    if logits.shape[-1] != len(side.events):
         raise ModelError(
-            f"the logits are {logits.shape[-1]} wide, the vocabulary {side.size}:"
+            f"the logits are {logits.shape[-1]} wide, the vocabulary {len(side.events)}:"
             " give Aligner.vocabularies the widths of both models"
         )
     logits, spans = logits.astype(mx.float32), len(targets.weight)
     tokens, event = mx.array(rows.token)[:, None], mx.array(targets.event)[:, None]
     total = ops.logsumexp(logits)[:, None]
     chosen = mx.take_along_axis(logits, tokens, axis=-1) - total
-    first, after = chosen[:spans], rows.span[spans:]
-    rest = mx.zeros((spans + 1, 1)).at[mx.array(after)].add(chosen[spans:])[:spans]
-    several = mx.array(np.bincount(after, minlength=spans + 1)[:spans, None] > 0)
+    first, after = chosen[:spans], mx.array(rows.span[spans:])
+    rest = mx.zeros((spans + 1, 1)).at[after].add(chosen[spans:])[:spans]
+    several = mx.array(rows.several(spans))[:, None]
     otherwise = mx.log(-mx.expm1(mx.minimum(rest, -_NEAREST)))
     left = mx.where(several, first + otherwise, ops.MASKED)
     logs = mx.put_along_axis(logits[:spans] - total[:spans], tokens[:spans], left, axis=-1)
     common = mx.take(logs, mx.array(side.common), axis=1)
     others = mx.take(logs, mx.array(side.others), axis=1)
     # By columns: a scatter of whole rows is four times as fast as one of numbers.
-    homes = mx.zeros((len(side.common) + 1, spans)).at[mx.array(side.homes)].add(ops.exp(others).T)
-    known = mx.logaddexp(common, mx.log(mx.maximum(homes[:-1].T, _LEAST)))
+    homes = mx.array(side.events[side.others])
+    mass = mx.zeros((len(side.common) + 1, spans)).at[homes].add(ops.exp(others).T)
+    known = mx.logaddexp(common, mx.log(mx.maximum(mass[:-1].T, _LEAST)))
     events = mx.concatenate([known, mx.full((spans, 1), math.log(_LEAST))], axis=-1)
     text = mx.logaddexp(mx.take_along_axis(events, event, axis=-1), first + rest)
-    return mx.put_along_axis(events, event, text, axis=-1), homes[-1], others
+    return mx.put_along_axis(events, event, text, axis=-1), mass[-1], others

@@ -168,10 +168,9 @@ def chunked_sum(
         along: arrays ``[N, ...]`` (labels, what the teacher says) cut into the same rows.
         train_head: whether ``weight`` gets a gradient.
     """
-    arguments = (0, 1) if train_head else (0,)
 
     def walk(hidden: mx.array, weight: mx.array, *along: mx.array) -> list[mx.array]:
-        with_gradients: Any = mx.value_and_grad(rows, argnums=arguments)
+        with_gradients: Any = mx.value_and_grad(rows, argnums=(0, 1) if train_head else 0)
         sums: list[mx.array] = []
         pieces: list[mx.array] = []
         total: mx.array | None = None
@@ -180,7 +179,7 @@ def chunked_sum(
             if pieces:  # one chunk after the other, or the logits of all would be alive at once
                 parts = mx.depends(parts, [*sums, pieces[-1], *([] if total is None else [total])])
             values, gradients = with_gradients(parts[0], weight, *parts[1:])
-            pieces.append(gradients[0])
+            pieces.append(gradients[0] if train_head else gradients)
             if train_head:
                 total = gradients[1] if total is None else total + gradients[1]
             sums = _add(sums, values)

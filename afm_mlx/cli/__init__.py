@@ -16,6 +16,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of ``afm``; returns the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        if arguments[:1] == ["distill"]:  # its options come with mlx, which takes a second
+            from afm_mlx.cli import distill
+
+            return distill.main(arguments[1:])
         command: Any = tyro.cli(
             _named(
                 demo=commands.Demo,
@@ -26,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 reply=commands.Reply,
                 change=commands.Change,
                 chat=commands.Chat,
+                distill=commands.Distill,
                 models=_named(
                     list=commands.ListModels,
                     download=commands.Download,

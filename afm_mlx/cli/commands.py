@@ -199,6 +199,16 @@ class Chat(Common):
 
 
 @dataclass(frozen=True)
+class Distill:
+    """Prune a student out of a teacher and distil it: see `afm distill --help`."""
+
+    def run(self) -> int:
+        from afm_mlx.cli import distill
+
+        return distill.main([])
+
+
+@dataclass(frozen=True)
 class ListModels:
     """Show the embedded model and all readable models in the hub cache."""
 

@@ -12,6 +12,7 @@ from afm_mlx.data.packing import Batch, PackedCache, Windows, mask
 from afm_mlx.distill.teachers import Committee
 from afm_mlx.errors import InputError
 from afm_mlx.losses import (
+    CHUNK,
     DIVERGENCES,
     bucketed,
     chunked_sum,
@@ -236,12 +237,31 @@ class Examination:
         ]
         self._states: list[list[mx.array]] = []
 
-    def __call__(self, student: Model) -> dict[str, float]:
-        """``perplexity``, ``kl`` and ``agreement`` (share of equal likeliest tokens)."""
+    def prepare(self) -> None:
+        """Run the teacher's trunk, if that is not done yet; only its head is needed then."""
         if self.committee is not None and not self._states:
             for batch in self.batches:
                 self._states.append(self.committee.states(batch))
                 mx.eval(self._states[-1])
+
+    def of_committee(self) -> float:
+        """Perplexity of the teacher itself."""
+        assert self.committee is not None
+        self.prepare()
+        total = count = 0.0
+        for batch, states in zip(self.batches, self._states, strict=True):
+            labels, learn = batch.labels.reshape(-1), batch.learn.reshape(-1)
+            for start in range(0, len(labels), CHUNK):
+                rows = slice(start, start + CHUNK)
+                logs = self.committee.log_probabilities([s[rows] for s in states])
+                chosen = mx.take_along_axis(logs, mx.array(labels[rows, None]), axis=-1)
+                total -= float(np.array(chosen)[:, 0] @ learn[rows])
+            count += learn.sum()
+        return math.exp(total / count)
+
+    def __call__(self, student: Model) -> dict[str, float]:
+        """``perplexity``, ``kl`` and ``agreement`` (share of equal likeliest tokens)."""
+        self.prepare()
         sums = np.zeros(4)
         was_training = student.training
         student.eval()
@@ -249,9 +269,9 @@ class Examination:
             sums += np.array([np.array(x) for x in self._sums(student, batch, i)])
         student.train(was_training)
         nll, kl, agreed, count = sums
-        found = {"perplexity": math.exp(min(nll / count, 700.0))}
+        found = {"perplexity": math.exp(min(float(nll / count), 700.0))}
         if self.committee is not None:
-            found |= {"kl": kl / count, "agreement": agreed / count}
+            found |= {"kl": float(kl / count), "agreement": float(agreed / count)}
         return found
 
     def _sums(self, student: Model, batch: Batch, i: int) -> tuple[mx.array, ...]:

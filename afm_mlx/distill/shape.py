@@ -149,7 +149,7 @@ def _nearest(args: ModelArgs, target: int) -> ModelArgs:
         shape = _resized(args, share, group, depth, width)
         miss = abs(count_parameters(shape) / target - 1)
         cost = sum(
-            _COSTS[name] * math.log(ratio) ** 2
+            _COSTS[name] * -math.log(ratio)
             for name, ratio in (
                 ("ffn", share),
                 ("heads", group / kv),

@@ -7,7 +7,7 @@ finds out, whole logits are used.
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from afm_mlx import checkpoint, hub
 from afm_mlx.data.packing import Batch, PackedCache
 from afm_mlx.errors import InputError, ModelError, first_line
 from afm_mlx.losses import log_softmax
+from afm_mlx.model import Model
 from afm_mlx.tokenizer import Tokenizer
 
 import mlx.core as mx
@@ -38,16 +39,39 @@ class Teacher:
 
     def states(self, batch: Batch, seen: list[mx.array] | None = None) -> mx.array:
         """What the head takes, ``[B, L, D]``; the input of each block is appended to ``seen``."""
-        cache = [PackedCache(batch.segments)] * len(self.model.layers)
+        if isinstance(self.model, Model):
+            return self._states(batch.tokens, batch.segments, seen)
+        # mlx-lm's gemma takes no mask that differs between the rows of a batch.
+        found: list[mx.array] = []
+        rows: list[list[mx.array]] = []
+        for i in range(len(batch.tokens)):
+            rows.append([])
+            at = slice(i, i + 1)
+            into = None if seen is None else rows[-1]
+            found.append(self._states(batch.tokens[at], batch.segments[at], into))
+        if seen is not None:
+            seen += [mx.concatenate(list(layer)) for layer in zip(*rows, strict=True)]
+        return mx.concatenate(found)
+
+    def _states(self, tokens: Any, segments: Any, seen: list[mx.array] | None) -> mx.array:
+        cache = [PackedCache(segments)] * len(self.model.layers)
         if seen is None:
-            return mx.stop_gradient(self.trunk(mx.array(batch.tokens), cache))
+            return mx.stop_gradient(self.trunk(mx.array(tokens), cache))
         inner = self.model.model
         layers = inner.layers
         inner.layers = [_Recorder(layer, seen) for layer in layers]
         try:
-            return mx.stop_gradient(self.trunk(mx.array(batch.tokens), cache))
+            return mx.stop_gradient(self.trunk(mx.array(tokens), cache))
         finally:
             inner.layers = layers
+
+    def head_only(self) -> "Teacher":
+        """The same teacher without its trunk, whose memory is free then."""
+        return replace(self, model=None, trunk=_gone)
+
+
+def _gone(*_: Any) -> mx.array:
+    raise RuntimeError("this teacher was let go; only its head is left")
 
 
 class _Recorder:
@@ -136,6 +160,10 @@ class Committee:
         """For each member what its head takes, flat ``[B * L, D]``."""
         found = [t.states(batch) for t in self.teachers]
         return [s.reshape(-1, s.shape[-1]) for s in found]
+
+    def heads_only(self) -> "Committee":
+        """The same committee without its trunks, for states at hand."""
+        return replace(self, teachers=tuple(t.head_only() for t in self.teachers))
 
     def log_probabilities(self, states: Sequence[mx.array], temperature: float = 1.0) -> mx.array:
         """Log of the members' mixed probabilities ``[N, V]`` for some rows of their states."""

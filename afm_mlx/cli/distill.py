@@ -1,0 +1,207 @@
+"""``afm distill`` and ``python -m afm_mlx.distill``: show a distillation run."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+from afm_mlx.cli.output import console, errors, print_json
+from afm_mlx.distill import run
+from afm_mlx.distill.markdown import amount, duration
+from afm_mlx.distill.plan import Plan
+from afm_mlx.distill.recipe import Recipe, from_values, parse_setting, read_toml
+from afm_mlx.distill.results import Results, Scores, architecture_rows
+from afm_mlx.distill.shape import count_parameters
+from afm_mlx.errors import InputError
+from afm_mlx.training import Evaluated, Resumed, Saved, Step, Stopped, to_json
+
+import tyro
+from rich import progress
+from rich.table import Table
+from rich.text import Text
+
+
+@dataclass(frozen=True)
+class Command:
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
+    plan: bool = False
+    """Show the plan, and whether it fits into memory, and stop there."""
+    json: bool = False
+    """Print one JSON object for each event, for programs."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run ``afm distill`` with the arguments after its name."""
+    values, rest = _settings(list(arguments))
+    command = tyro.cli(
+        Command,
+        prog="python -m afm_mlx.distill",
+        args=rest,
+        default=Command(from_values(values)),
+        description=f"{Recipe.__doc__}\n\nA recipe file gives any setting:"
+        " --config recipe.toml; key=value sets one.",
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    return _json(command) if command.json else _show(command)
+
+
+def _settings(arguments: list[str]) -> tuple[dict[str, object], list[str]]:
+    """Settings from ``--config FILE`` and ``key=value``, and the arguments that are left."""
+    values: dict[str, object] = {}
+    given: dict[str, object] = {}
+    rest: list[str] = []
+    i = 0
+    while i < len(arguments):
+        argument = arguments[i]
+        if argument == "--config" or argument.startswith("--config="):
+            name = argument.partition("=")[2]
+            if not name:
+                i += 1
+                if i == len(arguments):
+                    raise InputError("--config needs the name of a TOML file after it")
+                name = arguments[i]
+            values |= read_toml(Path(name))
+        elif "=" in argument and argument.partition("=")[0].isidentifier():
+            name, value = parse_setting(argument)
+            given[name] = value
+        else:
+            rest.append(argument)
+        i += 1
+    return values | given, rest
+
+
+def _json(command: Command) -> int:
+    for event in run.distill(command.recipe, command.plan):
+        name = type(event).__name__.lower()
+        if isinstance(event, run.Planned):
+            plan = event.plan
+            more = {"needed": plan.needed, "verdict": plan.verdict, "notes": event.notes}
+            print_json({"event": "plan", **asdict(plan), **more})
+        elif isinstance(event, run.Finished):
+            results = asdict(event.results)
+            print_json({"event": "finished", **results, "report": str(event.report)})
+        elif isinstance(event, run.Progress | run.Measured):
+            print_json({"event": name, **asdict(event)})
+        else:
+            print_json(to_json(event))
+    return 0
+
+
+def _show(command: Command) -> int:
+    with progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeRemainingColumn(),
+        console=errors,
+        transient=True,
+        disable=not errors.is_terminal,
+    ) as bar:
+        view = _View(bar, command.recipe)
+        for event in run.distill(command.recipe, command.plan):
+            view.see(event)
+    return 0
+
+
+class _View:
+    """Events as lines and bars; a pipe gets a line every few seconds in place of the bar."""
+
+    def __init__(self, bar: progress.Progress, recipe: Recipe) -> None:
+        self.bar, self.recipe, self.shown = bar, recipe, 0.0
+        self.task = bar.add_task("", total=None)
+
+    def see(self, event: run.RunEvent) -> None:
+        match event:
+            case run.Planned():
+                _print_plan(event.plan)
+                for note in event.notes:
+                    errors.print(Text(f"note: {note}", style="yellow"))
+            case run.Progress():
+                self._bar(event.stage, event.done, event.total)
+            case run.Measured():
+                console.print(Text(f"{event.who}: {_scores(event.scores)}"))
+            case Step():
+                text = (
+                    f"step {event.step} · loss {event.loss:.3f}"
+                    f" · agreement {event.parts.get('agreement', 0):.2f}"
+                    f" · {event.tokens_per_second:.0f} tok/s"
+                )
+                self._bar(text, event.step, self.recipe.training.steps)
+            case Evaluated():
+                scores = Scores(**event.metrics)
+                better = "" if event.better else " (no better)"
+                console.print(Text(f"after step {event.step}: {_scores(scores)}{better}"))
+            case Resumed():
+                console.print(Text(f"goes on after step {event.step}"))
+            case Stopped():
+                console.print(Text(f"stopped after step {event.step}: {event.reason}", "red"))
+            case run.Finished():
+                _print_end(event.results, event.report)
+            case Saved():
+                pass
+
+    def _bar(self, text: str, done: int, total: int) -> None:
+        self.bar.update(self.task, description=text, completed=done, total=total)
+        if not errors.is_terminal and time.monotonic() > self.shown + 15:
+            self.shown = time.monotonic()
+            errors.print(Text(f"{text} ({done} of {total})"))
+
+
+def _scores(scores: Scores) -> str:
+    parts = [f"perplexity {scores.perplexity:.1f}"] if scores.perplexity is not None else []
+    if scores.test_perplexity is not None:
+        parts.append(f"on the test text {scores.test_perplexity:.1f}")
+    if scores.kl:
+        parts.append(f"KL {scores.kl:.3f}")
+    if scores.agreement is not None and scores.kl:
+        parts.append(f"agreement {scores.agreement:.1%}")
+    return ", ".join(parts)
+
+
+def _print_plan(plan: Plan) -> None:
+    table = Table(box=None, title=f"{plan.teacher} teaches", title_justify="left")
+    for name in ("", "teacher", "student"):
+        table.add_column(name)
+    sizes = (count_parameters(a) for a in (plan.before, plan.after))
+    table.add_row("parameters", *(amount(s) for s in sizes))
+    for row in architecture_rows(plan.before, plan.after):
+        table.add_row(*row)
+    console.print(table)
+    console.print(
+        Text(
+            f"{amount(plan.tokens)} tokens in all, {plan.epochs:.2f} times through"
+            f" {plan.train_windows} windows"
+            + (f"; teacher's answers {plan.disk / 1e6:.0f} MB on disk" if plan.disk else "")
+        )
+    )
+    parts = " + ".join(f"{name} {size / 1e9:.2f}" for name, size in plan.memory.items() if size)
+    style = {"fits": "green", "tight": "yellow"}.get(plan.verdict, "red")
+    console.print(
+        Text(f"memory: {parts} = {plan.needed / 1e9:.2f} GB of {plan.available / 1e9:.2f} GB: ")
+        + Text(plan.verdict, style=style)
+        + Text(f"; {plan.advice}" if plan.advice else "")
+    )
+
+
+def _print_end(results: Results, report: Path) -> None:
+    table = Table(box=None)
+    for name in ("", "parameters", "perplexity", "KL", "agreement"):
+        table.add_column(name, justify="right" if name else "left")
+    for name, size, scores in (
+        ("teacher", results.teacher_parameters, results.of_teacher),
+        ("student at the start", results.student_parameters, results.of_pruned),
+        ("student, distilled", results.student_parameters, results.of_distilled),
+    ):
+        table.add_row(
+            name,
+            amount(size or 0),
+            *(
+                "" if v is None else f"{v:.{d}f}"
+                for v, d in ((scores.perplexity, 1), (scores.kl, 3), (scores.agreement, 3))
+            ),
+        )
+    console.print(table)
+    if results.seconds:
+        console.print(Text(f"trained for {duration(results.seconds)}"))
+    console.print(Text(f"report: {report}\nstudent: afm chat --model {results.path}"))

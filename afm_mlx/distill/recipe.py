@@ -1,0 +1,207 @@
+"""A recipe: every setting of a distillation run, each with its one default.
+
+The command line shows the same dataclasses as options; a TOML file holds any of them, flat or
+in tables, and ``key=value`` sets one.
+"""
+
+import dataclasses
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from afm_mlx.data.sources import Source
+from afm_mlx.distill.logits import CacheOptions
+from afm_mlx.distill.objective import LossOptions
+from afm_mlx.distill.shape import PruneOptions
+from afm_mlx.errors import InputError, first_line
+from afm_mlx.training import TrainingOptions
+
+Filter = Literal["exact", "near", "personal", "profanity", "heuristics"]
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """What to learn from."""
+
+    data: tuple[str, ...] = ()
+    """Files, folders or hf:owner/name, each with :weight if they should not count alike; JSONL
+    (text, messages, prompt and completion), .txt or .md. WikiText-2 (CC BY-SA 3.0) if none."""
+    text_field: str = "text"
+    """Field of JSON objects that holds the text."""
+    filters: tuple[Filter, ...] = ()
+    """Filters in their order, such as exact near personal."""
+    quality: str = ""
+    """File of a quality classifier; samples below one half are dropped."""
+    skip_bad: bool = False
+    """Leave out lines that cannot be read, in place of stopping at the first."""
+    window: int = 256
+    """Tokens of a training window."""
+    held_out: int = 24
+    """Windows at the end of each source that are measured on, never trained."""
+    test: str = ""
+    """A further text file, measured on before and after."""
+
+    def __post_init__(self) -> None:
+        if self.window < 2:
+            raise InputError(f"window must be at least 2 tokens, not {self.window}")
+        if self.held_out < 1:
+            raise InputError("held_out must be at least 1 window: the best weights need it")
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        return tuple(Source.parse(d, self.text_field) for d in self.data or (str(SHIPPED),))
+
+
+SHIPPED = Path(__file__).parent / "text" / "wikitext-2.jsonl"
+"""Text of Wikipedia articles, CC BY-SA 3.0; see the README beside it."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Prune a student out of a teacher and distil it.
+
+    Without options: the embedded SmolLM2-135M-Instruct teaches a student with half its FFN
+    (95 M parameters) on the text that comes along. The same command again goes on where it
+    stopped; raise steps to go on longer.
+
+      python -m afm_mlx.distill
+      python -m afm_mlx.distill --steps 400
+      python -m afm_mlx.distill --teacher HuggingFaceTB/SmolLM2-1.7B-Instruct \\
+          --student HuggingFaceTB/SmolLM2-360M-Instruct --data chats.jsonl:0.7 books/:0.3
+      python -m afm_mlx.distill --config recipe.toml steps=1000 learning_rate=3e-4
+    """
+
+    teacher: tuple[str, ...] = ()
+    """Model folder, .gguf file or hub repository; several form a committee. The embedded
+    default if left out."""
+    student: str = ""
+    """A smaller model to teach; if left out, one is pruned from the (first) teacher."""
+    out: Path = Path("distilled")
+    """Folder of the run: student, report, metrics, saves."""
+    seconds: float = 0.0
+    """Stop after so many seconds of training, with a save; 0 trains to the last step."""
+    licence: str = "other"
+    """Licence of the student's weights as the Hub names it; that of the teacher, usually."""
+    data: DataOptions = field(default_factory=DataOptions)
+    prune: PruneOptions = field(default_factory=PruneOptions)
+    loss: LossOptions = field(default_factory=LossOptions)
+    cache: CacheOptions = field(default_factory=CacheOptions)
+    training: TrainingOptions = field(default_factory=TrainingOptions)
+
+    def __post_init__(self) -> None:
+        if self.loss.looks_inside and self.cache.top_k:
+            raise InputError("hidden states need a teacher that runs along: set top_k to 0")
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings in tables, as :func:`from_values` and TOML take them."""
+        return _plain(dataclasses.asdict(self))
+
+
+CHANGEABLE = (
+    "steps", "out", "seconds", "evaluate_every", "save_every", "patience", "test", "licence",
+    "micro_batch", "gradient_checkpointing", "warmup", "final", "learning_rate",
+)  # fmt: skip
+"""Settings that may differ when a run goes on."""
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items() if v is not None}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Settings of a recipe file, tables flattened."""
+    try:
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path} ({first_line(error)}): check its name") from error
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path} is no TOML ({first_line(error)}): correct that place") from error
+    return flat(values)
+
+
+def flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without their tables."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= flat(value) if isinstance(value, dict) else {name: value}
+    return found
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """``steps=100`` as TOML reads it; what is no TOML is taken as a string."""
+    name, _, value = text.partition("=")
+    try:
+        return name.strip(), tomllib.loads(f"v = {value}")["v"]
+    except tomllib.TOMLDecodeError:
+        return name.strip(), value.strip()
+
+
+def from_values(values: Mapping[str, Any]) -> Recipe:
+    """A recipe with some settings, by their names.
+
+    Raises:
+        InputError: a name or a value is not possible.
+    """
+    values = dict(values)
+    recipe = _filled(Recipe, values)
+    if values:
+        name = next(iter(values))
+        near = difflib.get_close_matches(name, settings(), n=1)
+        hint = f"did you mean {near[0]}?" if near else "see python -m afm_mlx.distill --help"
+        raise InputError(f"there is no setting {name!r}: {hint}")
+    return recipe
+
+
+def settings() -> list[str]:
+    """Names of all settings."""
+    found = []
+    for f in fields(Recipe):
+        factory: Any = f.default_factory
+        found += (
+            [g.name for g in fields(factory)] if dataclasses.is_dataclass(factory) else [f.name]
+        )
+    return found
+
+
+def _filled(kind: Any, values: dict[str, Any]) -> Any:
+    """An object of dataclass ``kind`` that takes what it knows out of ``values``."""
+    given: dict[str, Any] = {}
+    for f in fields(kind):
+        factory: Any = f.default_factory
+        if dataclasses.is_dataclass(factory):
+            given[f.name] = _filled(factory, values)
+        elif f.name in values:
+            given[f.name] = _fitting(f.name, values.pop(f.name), getattr(kind, f.name, None))
+    return kind(**given)
+
+
+def _fitting(name: str, value: Any, default: Any) -> Any:
+    """``value`` in the type of ``default``."""
+    if isinstance(default, tuple):
+        items = value if isinstance(value, list) else str(value).split()
+        return tuple(str(v) for v in items)
+    if isinstance(default, Path):
+        return Path(str(value))
+    if isinstance(default, bool) or default is None:
+        if isinstance(value, bool):
+            return value
+    elif isinstance(default, str):
+        return str(value)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        if isinstance(default, float) or isinstance(value, int):
+            return type(default)(value)
+    wanted = "true or false" if default is None else type(default).__name__
+    raise InputError(f"{name}={value!r} must be {wanted}")
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Sequence[str]:
+    """Settings that a run must not change when it goes on, but did."""
+    a, b = flat(before), flat(after)
+    return [k for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k) and k not in CHANGEABLE]
