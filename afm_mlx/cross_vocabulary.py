@@ -259,9 +259,9 @@ def _later_tokens(
     """What the text's share in all that begins as it does lacks in weight, ``[M]``."""
     spans = len(targets.weight)
     begun = side.events[targets.student.token[:spans]]
-    told = targets.student.several(spans) & (begun < len(side.common))
     # Twice the same event where there is nothing to tell apart: shares of one half, and KL 0.
-    pair = mx.array(np.stack([targets.event, np.where(told, begun, targets.event)], axis=-1))
+    other = np.where(targets.student.several(spans), begun, targets.event)
+    pair = mx.array(np.stack([targets.event, other], axis=-1))
     t, s = (mx.take_along_axis(x, pair, axis=-1) for x in (teacher, student))
     both = mx.logsumexp(t, axis=-1, keepdims=True)
     t, s = t - both, s - mx.logsumexp(s, axis=-1, keepdims=True)

@@ -1,42 +1,66 @@
 """Training as a stream of events: one trainer for distillation, recovery and LoRA.
 
 :func:`train` is a generator. It takes one optimiser step after the other and yields what
-happened; whoever reads the stream prints, plots or tests it. AdamW (arXiv 1711.05101), or Muon
-for matrices, with linear warm-up, cosine decay and clipping of the gradients' norm.
+happened; whoever reads the stream prints, plots or tests it. AdamW, or Muon for matrices, with
+linear warm-up, cosine decay and clipping of the gradients' norm.
 
-A save is a folder ``step-N``, written under a temporary name, flushed and renamed: weights,
-optimiser state, random state and position. Data follow from the seed and the step alone, so a
-run that goes on from a save computes what it would have computed.
+Data and random numbers follow from the seed and the step alone, so that a run which goes on
+from a save (:mod:`afm_mlx.saves`) computes what it would have computed.
+
+Several processes (:mod:`afm_mlx.parallel`) take rows of the same batch each, and sum gradients
+and figures. The first one loads, saves and evaluates, and tells the others.
 """
 
 import math
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
-from afm_mlx.data.packing import Batch, Batches
+from afm_mlx import parallel
+from afm_mlx.data.packing import Batch
 from afm_mlx.errors import InputError
-from afm_mlx.saves import Saves, State
+from afm_mlx.events import Evaluated, Event, Resumed, Saved, Step, Stopped, to_json
+from afm_mlx.model import Decoder
+from afm_mlx.optimizers import AdamW, Muon
+from afm_mlx.progress import AstrayError, State
+from afm_mlx.saves import Saves, state_of, weights_of
 
 import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
 from mlx import nn
-from mlx.utils import tree_flatten, tree_map
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
+
+__all__ = [
+    "Evaluated",
+    "Event",
+    "Resumed",
+    "Saved",
+    "Step",
+    "Stopped",
+    "TrainingOptions",
+    "learning_rate",
+    "make_optimizer",
+    "take",
+    "to_json",
+    "train",
+]
 
 Objective = Callable[[Batch], tuple[mx.array, mx.array, Mapping[str, mx.array]]]
 """A batch to the summed loss, the number of predictions in it, and further sums to show."""
 Evaluate = Callable[[], dict[str, float]]
 Tree = Any
 
+
+class Deals(Protocol):
+    """Where batches come from (:class:`afm_mlx.data.packing.Batches`)."""
+
+    def batch(self, step: int, rank: int = 0, size: int = 1) -> Batch:
+        """Rows ``rank::size`` of the batch of a step, counted from 0."""
+
+
 BETAS = (0.9, 0.95)
-NO_WORSE = 1e-4
-"""An evaluation is better than the best if it is lower by this share."""
-DIVERGED = 2.0
-"""A run has diverged if the mean loss of a stretch is so many times its best, plus one."""
-STRETCH = 10
 
 
 @dataclass(frozen=True)
@@ -89,57 +113,6 @@ class TrainingOptions:
                 raise InputError(f"{name} is a share from 0 to 1, not {getattr(self, name)}")
 
 
-@dataclass(frozen=True)
-class Step:
-    """One optimiser step. ``seconds`` and ``tokens`` count from the first step of the run."""
-
-    step: int
-    tokens: int
-    seconds: float
-    loss: float
-    learning_rate: float
-    grad_norm: float
-    tokens_per_second: float
-    parts: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """What the held-out text says, by name (``perplexity``...); ``better`` than all before?"""
-
-    step: int
-    tokens: int
-    seconds: float
-    metrics: dict[str, float]
-    better: bool
-
-
-@dataclass(frozen=True)
-class Saved:
-    """A save is on disk; ``best`` if no other evaluates better."""
-
-    step: int
-    best: bool
-
-
-@dataclass(frozen=True)
-class Resumed:
-    """The run goes on after ``step``."""
-
-    step: int
-
-
-@dataclass(frozen=True)
-class Stopped:
-    """The run ended before its last step, with the best weights in the model."""
-
-    step: int
-    reason: str
-
-
-Event = Step | Evaluated | Saved | Resumed | Stopped
-
-
 def learning_rate(options: TrainingOptions, step: int) -> float:
     """Learning rate of a step, counted from 0: linear warm-up, then a cosine."""
     warm = round(options.warmup * options.steps)
@@ -150,13 +123,9 @@ def learning_rate(options: TrainingOptions, step: int) -> float:
     return options.learning_rate * (options.final + (1 - options.final) * cosine)
 
 
-def make_optimizer(options: TrainingOptions) -> optim.Optimizer:
+def make_optimizer(options: TrainingOptions) -> optim.MultiOptimizer:
     """Optimiser of a run; only matrices decay."""
-
-    def adamw(decay: float) -> optim.Optimizer:
-        return optim.AdamW(
-            options.learning_rate, betas=list(BETAS), weight_decay=decay, bias_correction=True
-        )
+    rate, decay = options.learning_rate, options.weight_decay
 
     def is_matrix(name: str, weight: mx.array) -> bool:
         return weight.ndim >= 2
@@ -164,214 +133,258 @@ def make_optimizer(options: TrainingOptions) -> optim.Optimizer:
     def is_hidden(name: str, weight: mx.array) -> bool:
         return weight.ndim == 2 and "embed" not in name and "lm_head" not in name
 
+    adamw = [AdamW(rate, BETAS, decay), AdamW(rate, BETAS, 0.0)]
     if options.optimizer == "adamw":
-        return optim.MultiOptimizer([adamw(options.weight_decay), adamw(0.0)], [is_matrix])
-    muon = optim.Muon(options.learning_rate, weight_decay=options.weight_decay)
-    return optim.MultiOptimizer(
-        [muon, adamw(options.weight_decay), adamw(0.0)], [is_hidden, is_matrix]
-    )
+        return optim.MultiOptimizer(adamw, [is_matrix])
+    return optim.MultiOptimizer([Muon(rate, weight_decay=decay), *adamw], [is_hidden, is_matrix])
 
 
 def train(
     model: nn.Module,
     objective: Objective,
-    batches: Batches,
+    batches: Deals,
     options: TrainingOptions,
     saves: Saves,
     evaluate: Evaluate | None = None,
     select: str = "perplexity",
-    group: mx.distributed.Group | None = None,
+    group: parallel.Group | None = None,
 ) -> Iterator[Event]:
     """Train the trainable parameters of ``model``; goes on from the latest save if there is one.
+
+    They become float32. ``objective`` finds the model in training mode; ``evaluate``, and
+    whoever has it afterwards, in evaluation mode.
 
     Args:
         objective: called on micro-batches; it runs ``model``, whose parameters carry gradients.
         evaluate: called on held-out text before the first step, then every
             ``options.evaluate_every`` steps and after the last.
         select: which of its figures, the lower the better, decides on the best weights.
-        group: processes that share the work; each sees its rows of every batch, and the
-            process of rank 0 saves.
+        group: processes that share the work (:func:`afm_mlx.parallel.join`); all give the same
+            arguments and get the same events.
 
     At the end, also an early one, ``model`` has the best weights that were evaluated (the
-    newest ones without ``evaluate``).
+    newest ones without ``evaluate``). A run that went astray, without numbers or with a loss
+    that rises, forgets the saves made since then.
+
+    Raises:
+        InputError: a save cannot be written or read, or an option does not fit the model.
     """
-    run = _Run(model, objective, options, group)
-    started = time.perf_counter()
-    state = saves.load(model, run.optimizer)
-    if state is None:
-        state = State()
-        mx.random.seed(options.seed)
-    else:
-        yield Resumed(state.step)
-    losses: deque[float] = deque(state.losses, maxlen=STRETCH)
+    run = _Run(model, objective, options, saves, group)
+    try:
+        yield from _events(run, batches, evaluate, select)
+    finally:
+        model.eval()
+
+
+def _events(run: "_Run", batches: Deals, evaluate: Evaluate | None, select: str) -> Iterator[Event]:
+    options, started = run.options, time.perf_counter()
+    found = run.load()
+    state = found or State()
     before = state.seconds
+    if found is not None:
+        yield Resumed(state.step)
 
-    def now(state: State) -> State:
-        return replace(state, seconds=before + time.perf_counter() - started, losses=tuple(losses))
-
-    def look(state: State) -> tuple[State, Evaluated]:
+    def look() -> tuple[State, Evaluated]:
         assert evaluate is not None
-        metrics = evaluate()
-        value = metrics[select]
-        better = state.best is None or value < state.best * (1 - NO_WORSE)
-        state = replace(
-            now(state),
-            best=value if better else state.best,
-            best_step=state.step if better else state.best_step,
-            waited=0 if better else state.waited + 1,
-        )
-        return state, Evaluated(state.step, state.tokens, state.seconds, metrics, better)
+        metrics = run.evaluate(evaluate)
+        seconds = before + time.perf_counter() - started
+        new = replace(state, seconds=seconds).judged(metrics[select], select)
+        better = new.waited == 0
+        return new, Evaluated(new.step, new.tokens, new.seconds, metrics, better)
 
-    if evaluate is not None and state.step == 0:
-        state, looked = look(state)
-        yield looked
-        yield saves.save(model, run.optimizer, state)
-    while state.step < options.steps:
-        batch = batches.batch(state.step, run.rank, run.size)
-        begun = time.perf_counter()
-        taken = run.step(batch, learning_rate(options, state.step))
-        reason = _trouble(taken, losses, state)
-        if reason is not None:
-            back = saves.load(model, run.optimizer, best=state.best is not None)
-            kept = f"; the model is as after step {back.step}" if back else ""
-            yield Stopped(state.step, f"{reason}{kept}: lower the learning rate and run it again")
-            return
-        losses.append(taken.loss)
-        average = sum(losses) / len(losses)
-        state = now(
-            replace(
-                state,
-                step=state.step + 1,
-                tokens=state.tokens + taken.tokens,
-                lowest=min(state.lowest, average) if len(losses) == STRETCH else state.lowest,
+    try:
+        if evaluate is not None and found is None:
+            state, looked = look()
+            yield looked
+            yield from run.save(state)
+        while state.step < options.steps:
+            if options.patience and state.waited >= options.patience:
+                yield Stopped(state.step, f"no better {select} in {state.waited} evaluations")
+                break
+            begun = time.perf_counter()
+            taken = run.step(batches.batch(state.step, run.rank, run.size), state.step)
+            seconds = before + time.perf_counter() - started
+            state = state.advanced(taken.loss, taken.tokens, seconds)
+            yield Step(
+                state.step,
+                state.tokens,
+                state.seconds,
+                taken.loss,
+                learning_rate(options, state.step - 1),
+                taken.grad_norm,
+                taken.tokens / (time.perf_counter() - begun),
+                taken.parts,
             )
-        )
-        yield Step(
-            state.step,
-            state.tokens,
-            state.seconds,
-            taken.loss,
-            taken.learning_rate,
-            taken.grad_norm,
-            taken.tokens / (time.perf_counter() - begun),
-            taken.parts,
-        )
-        last = state.step == options.steps
-        look_now: Evaluated | None = None
-        if evaluate is not None and (last or state.step % options.evaluate_every == 0):
-            state, look_now = look(state)
-            yield look_now
-        if last or (look_now and look_now.better) or state.step % options.save_every == 0:
-            yield saves.save(model, run.optimizer, state)
-        if options.patience and state.waited >= options.patience:
-            yield Stopped(state.step, f"no better {select} in {state.waited} evaluations")
-            break
+            due = state.step == options.steps or state.step % options.save_every == 0
+            if evaluate is not None and (
+                state.step == options.steps or state.step % options.evaluate_every == 0
+            ):
+                state, looked = look()
+                yield looked
+                due = due or looked.better or 0 < options.patience <= state.waited
+            if due:
+                yield from run.save(state)
+    except AstrayError as error:
+        back = run.go_back()
+        kept = "" if back is None else f"; the model is as after step {back.step}"
+        yield Stopped(state.step, f"{error}{kept}: lower the learning rate and run it again")
+        return
     if state.best is not None and state.best_step != state.step:
-        saves.load(model, run.optimizer, best=True)
+        run.load(best=True)
 
 
 @dataclass(frozen=True)
 class _Taken:
-    """One step's figures, summed over all processes."""
+    """One step's figures over all processes, ``loss`` and ``parts`` for each prediction."""
 
     loss: float
     grad_norm: float
-    learning_rate: float
     tokens: int
     parts: dict[str, float]
 
 
-def _trouble(taken: _Taken, losses: Sequence[float], state: State) -> str | None:
-    """Why a run cannot go on, if it cannot."""
-    if not math.isfinite(taken.loss) or not math.isfinite(taken.grad_norm):
-        return f"step {state.step + 1} gave no number (loss {taken.loss:g})"
-    recent = [*losses, taken.loss][-STRETCH:]
-    average = sum(recent) / len(recent)
-    if len(recent) == STRETCH and average > DIVERGED * state.lowest + 1:
-        return f"the loss rose from {state.lowest:.3g} to {average:.3g} by step {state.step + 1}"
-    return None
-
-
 class _Run:
-    """Model, optimiser and processes of one training run."""
+    """Model, optimiser, saves and processes of one training run."""
 
     def __init__(
         self,
         model: nn.Module,
         objective: Objective,
         options: TrainingOptions,
-        group: mx.distributed.Group | None,
+        saves: Saves,
+        group: parallel.Group | None,
     ) -> None:
-        self.model, self.options, self.group = model, options, group
-        self.rank = group.rank() if group else 0
-        self.size = group.size() if group else 1
+        self.model, self.options, self.saves, self.group = model, options, saves, group
+        self.rank, self.size = (group.rank(), group.size()) if group else (0, 1)
+        self.mixed = options.mixed_precision
+        if self.mixed is None:
+            self.mixed = mx.default_device() != mx.cpu
+        _keep_less(model, options.gradient_checkpointing)
+        model.train()
+        model.update(tree_map(lambda x: x.astype(mx.float32), model.trainable_parameters()))
         self.optimizer = make_optimizer(options)
         self.optimizer.init(model.trainable_parameters())
-        mixed = options.mixed_precision
-        if mixed is None:
-            mixed = mx.default_device() != mx.cpu
-        self.mixed = mixed
 
-        def loss(parameters: Tree, batch: Batch) -> tuple[mx.array, mx.array, dict[str, mx.array]]:
-            model.update(tree_map(_to_half, parameters) if mixed else parameters)
+        def loss(parameters: Tree, batch: Batch) -> tuple[mx.array, dict[str, mx.array]]:
+            model.update(self._computed(parameters))
             total, count, parts = objective(batch)
-            return total.astype(mx.float32), count, dict(parts)
+            total = total.astype(mx.float32)
+            return total, {**parts, "loss": mx.stop_gradient(total), "count": count}
 
-        self.gradients: Any = mx.value_and_grad(loss)
+        self._gradients: Any = mx.value_and_grad(loss)
 
-    def step(self, batch: Batch, rate: float) -> _Taken:
-        """Take one step on this process's rows of a batch."""
+    def load(self, best: bool = False) -> State | None:
+        """The newest save, or the weights of the best one, for all processes."""
+        state: Any = None
+        if self.rank == 0:
+            if not best:
+                self.saves.clean()
+            found = self.saves.load(self.model, None if best else self.optimizer, best)
+            state = None if found is None else asdict(found)
+        state = parallel.share(state, self.group)
+        weights = {k: parallel.first(x, self.group) for k, x in weights_of(self.model).items()}
+        self.model.load_weights(list(weights.items()), strict=False)
+        if not best:
+            arrays = {k: parallel.first(x, self.group) for k, x in state_of(self.optimizer).items()}
+            self.optimizer.state = tree_unflatten(list(arrays.items()))
+        return None if state is None else State.from_json(state)
+
+    def go_back(self) -> State | None:
+        """The best save, and none after it."""
+        state = self.load(best=True)
+        if state is not None and self.rank == 0:
+            self.saves.go_back(state.step)
+        return state
+
+    def save(self, state: State) -> Iterator[Saved]:
+        if self.saves.writes:
+            if self.rank == 0:
+                self.saves.save(self.model, self.optimizer, state)
+            yield Saved(state.step, state.best is not None and state.best_step == state.step)
+
+    def evaluate(self, evaluate: Evaluate) -> dict[str, float]:
+        """Figures of the model as it computes, by the first process."""
+        figures: dict[str, float] = {}
+        if self.rank == 0:
+            parameters = self.model.trainable_parameters()
+            self.model.update(self._computed(parameters))
+            self.model.eval()
+            try:
+                figures = evaluate()
+            finally:
+                self.model.train()
+                self.model.update(parameters)
+        shared: dict[str, float] = parallel.share(figures, self.group)
+        return shared
+
+    def step(self, batch: Batch, number: int) -> _Taken:
+        """Take step ``number``, counted from 0, on this process's rows of its batch."""
+        seed = np.random.SeedSequence([self.options.seed, number, self.rank])
+        mx.random.seed(int(seed.generate_state(1)[0]))
+        gradients, figures = self._sums(batch)
+        for name in gradients:  # one by one: never are all there twice
+            gradients[name] = parallel.total(gradients[name], self.group)
+        figures["tokens"] = mx.array(batch.num_tokens)
+        names = sorted(figures)
+        sums = parallel.total(mx.stack([figures[n].astype(mx.float32) for n in names]), self.group)
+        squares = mx.stack([mx.sum(mx.square(g)) for g in gradients.values()])
+        norm = mx.sqrt(mx.sum(squares))[None]
+        # What decides must be the same to the last bit for all.
+        size, *values = np.array(parallel.first(mx.concatenate([norm, sums]), self.group)).tolist()
+        found = dict(zip(names, values, strict=True))
+        tokens, count = int(found.pop("tokens")), max(found.pop("count"), 1.0)
+        size, means = size / count, {name: value / count for name, value in found.items()}
+        loss = means.pop("loss")
+        if not math.isfinite(loss) or not math.isfinite(size):
+            raise AstrayError(f"step {number + 1} gave no number (loss {loss:g}, norm {size:g})")
+        scale = min(self.options.clip / (size + 1e-6), 1.0) / count
+        for name in gradients:
+            gradients[name] = gradients[name] * scale
+        self.optimizer.learning_rate = learning_rate(self.options, number)
+        self.model.update(
+            self.optimizer.apply_gradients(
+                tree_unflatten(list(gradients.items())), self.model.trainable_parameters()
+            )
+        )
+        del gradients
+        mx.eval(self.model.trainable_parameters(), self.optimizer.state)
+        return _Taken(loss, size, tokens, means)
+
+    def _sums(self, batch: Batch) -> tuple[dict[str, mx.array], dict[str, mx.array]]:
+        """Gradients by name and figures, summed over micro-batches."""
         parameters = self.model.trainable_parameters()
-        rows = len(batch.tokens)
-        at_once = self.options.micro_batch or rows
+        at_once = self.options.micro_batch or len(batch.tokens)
         sums: Any = None
         try:
-            for start in range(0, rows, at_once):
+            for start in range(0, len(batch.tokens), at_once):
                 part = take(batch, slice(start, start + at_once))
-                (loss, count, parts), gradients = self.gradients(parameters, part)
-                new = [gradients, {**parts, "loss": loss, "count": count}]
+                (_, figures), gradients = self._gradients(parameters, part)
+                new = [dict(tree_flatten(gradients)), figures]
                 sums = new if sums is None else tree_map(mx.add, sums, new)
+                del gradients, figures, new  # or they would outlive the next micro-batch
                 mx.eval(sums)
         finally:
             self.model.update(parameters)
         gradients, figures = sums
-        figures["tokens"] = mx.array(batch.num_tokens)
-        if self.size > 1:
-            gradients = self._summed(gradients)
-            figures = tree_map(lambda x: mx.distributed.all_sum(x, group=self.group), figures)
-        count = mx.maximum(figures.pop("count"), 1)
-        tokens = int(figures.pop("tokens").item())
-        squares = mx.stack([mx.sum(mx.square(g)) for _, g in tree_flatten(gradients)])
-        norm = mx.sqrt(mx.sum(squares)) / count
-        scale = mx.minimum(self.options.clip / (norm + 1e-6), 1.0) / count
-        mx.eval(norm, scale)
-        values = {name: float(np.array(total / count)) for name, total in figures.items()}
-        size = float(np.array(norm))
-        if math.isfinite(size) and math.isfinite(values["loss"]):
-            self.optimizer.learning_rate = rate
-            gradients = tree_map(lambda g: g * scale, gradients)
-            self.model.update(self.optimizer.apply_gradients(gradients, parameters))
-            del gradients, sums, parameters
-            mx.eval(self.model.parameters(), self.optimizer.state)
-        return _Taken(values.pop("loss"), size, rate, tokens, values)
+        return gradients, figures
 
-    def _summed(self, gradients: Tree) -> Tree:
-        averaged = nn.utils.average_gradients(gradients, self.group)
-        return tree_map(lambda g: g * self.size, averaged)
+    def _computed(self, parameters: Tree) -> Tree:
+        """Parameters as the model computes with them."""
+        return tree_map(lambda x: x.astype(mx.bfloat16), parameters) if self.mixed else parameters
+
+
+def _keep_less(model: nn.Module, checkpointing: bool) -> None:
+    """Switch gradient checkpointing on or off."""
+    decoders = [m for m in model.modules() if isinstance(m, Decoder)]
+    if checkpointing and not decoders:
+        raise InputError(
+            "gradient_checkpointing works with models of this package's own class only: leave it"
+            " out, and make micro_batch smaller"
+        )
+    for decoder in decoders:
+        decoder.gradient_checkpointing = checkpointing
 
 
 def take(batch: Batch, rows: slice) -> Batch:
     """Some rows of a batch."""
     return Batch(batch.tokens[rows], batch.segments[rows], batch.learn[rows], batch.window[rows])
-
-
-def _to_half(x: mx.array) -> mx.array:
-    return x.astype(mx.bfloat16) if x.dtype == mx.float32 else x
-
-
-def to_json(event: Event) -> dict[str, Any]:
-    """One line of ``metrics.jsonl``."""
-    if isinstance(event, Evaluated):
-        line = asdict(event)
-        return {"event": "evaluation", **line.pop("metrics"), **line}
-    return {"event": type(event).__name__.lower(), **asdict(event)}

@@ -322,6 +322,13 @@ def test_teacher_reads_its_own_tokens() -> None:
     assert batch.skipped == 0
 
 
+def test_opening_comes_once() -> None:
+    tokenizer = sentence_piece()
+    tokens, segments = packed([[1, *tokenizer.encode("a Grüße")], [1, 1]], 20)
+    batch = Aligner(tokenizer, tokenizer).prepare(tokens, segments, 20)
+    assert (batch.tokens == tokens).all() and (batch.segments == segments).all()
+
+
 def test_markers_of_the_same_meaning_are_learnt() -> None:
     student, teacher = byte_level(300), byte_level(420, "<eos>", "<|im_end|>")
     tokens, segments = packed([student.chat(CHAT, generate=False)], 90)
@@ -367,6 +374,8 @@ def test_half_a_character_at_the_cut_is_skipped() -> None:
     batch = Aligner(student, byte_level(420)).prepare(tokens, segments, 60)
     assert batch.skipped == 4
     assert len(batch.targets.weight) > 5
+    # The teacher has not read the half, so its first token follows nothing.
+    assert (batch.targets.teacher.position >= 0).all()
 
 
 def test_very_long_groups_are_left_out() -> None:

@@ -27,8 +27,6 @@ from afm_mlx.tokenizer import Message
 
 LONGEST_WAIT = 60.0
 """Seconds between two tries at most, whatever the server asks for."""
-LARGEST_BODY = 2**25
-"""Bytes read of an answer."""
 _AGAIN = frozenset({408, 409, 425, 429})
 _THIS_PROMPT = frozenset({400, 413, 422})
 _VERSION = re.compile(r"/v\d\w*(/|$)")
@@ -179,7 +177,7 @@ class Endpoint:
             wanted = 0.0
             try:
                 with self._opener.open(asked, timeout=self.options.timeout) as response:
-                    data: bytes = response.read(LARGEST_BODY)
+                    data: bytes = response.read()
                     return data
             except HTTPError as error:
                 with error:
@@ -215,7 +213,7 @@ class Endpoint:
             if not key:
                 remedy = "export its key as an environment variable, and name that as api_key_env"
             return ModelError(f"{self._shown} refuses access (HTTP {error.code}): {remedy}")
-        said = _message(error.read(LARGEST_BODY), key)
+        said = _message(error, key)
         if error.code in (404, 405):
             return ModelError(
                 f"{self._shown} knows no model {self.model} (HTTP {error.code}{said}): check url"
@@ -254,9 +252,12 @@ def _seconds(header: str | None) -> float:
         return 0.0
 
 
-def _message(body: bytes, key: str) -> str:
+def _message(error: HTTPError, key: str) -> str:
     """What a server says about an error, short and on one line, to follow its status."""
-    text = body.decode("utf-8", "replace")
+    try:
+        text = error.read().decode("utf-8", "replace")
+    except (OSError, HTTPException):  # it broke off
+        return ""
     text = text.replace(key, "***") if key else text
     try:
         said = json.loads(text)

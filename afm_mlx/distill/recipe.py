@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from afm_mlx.data.sources import Source
 from afm_mlx.distill.logits import CacheOptions
@@ -173,13 +173,25 @@ def settings() -> list[str]:
 def _filled(kind: Any, values: dict[str, Any]) -> Any:
     """An object of dataclass ``kind`` that takes what it knows out of ``values``."""
     given: dict[str, Any] = {}
+    types = get_type_hints(kind)
     for f in fields(kind):
         factory: Any = f.default_factory
         if dataclasses.is_dataclass(factory):
             given[f.name] = _filled(factory, values)
         elif f.name in values:
-            given[f.name] = _fitting(f.name, values.pop(f.name), getattr(kind, f.name, None))
+            value = _fitting(f.name, values.pop(f.name), getattr(kind, f.name, None))
+            _check_choice(f.name, value, types[f.name])
+            given[f.name] = value
     return kind(**given)
+
+
+def _check_choice(name: str, value: Any, wanted: Any) -> None:
+    """Refuse what is none of the choices of a ``Literal``, or of a tuple of such."""
+    inner = get_args(wanted)[0] if get_origin(wanted) is tuple else wanted
+    choices = get_args(inner) if get_origin(inner) is Literal else None
+    for item in value if isinstance(value, tuple) else (value,):
+        if choices and item not in choices:
+            raise InputError(f"{name} cannot be {item!r}: choose among {', '.join(choices)}")
 
 
 def _fitting(name: str, value: Any, default: Any) -> Any:

@@ -21,6 +21,7 @@ from afm_mlx.data.sources import Sample as Text
 from afm_mlx.data.sources import Source, read
 from afm_mlx.data.tokens import cache_key, tokenize
 from afm_mlx.distill import masks, plan, prune, results, shape, teachers
+from afm_mlx.distill.crossing import CrossObjective
 from afm_mlx.distill.logits import LogitCache
 from afm_mlx.distill.objective import Examination, Learner, Objective, wanted
 from afm_mlx.distill.plots import write_bytes
@@ -29,7 +30,7 @@ from afm_mlx.distill.report import model_card, write_report
 from afm_mlx.errors import InputError, first_line
 from afm_mlx.model import Model, ModelArgs, named_weights
 from afm_mlx.saves import Saves
-from afm_mlx.tokenizer import Message
+from afm_mlx.tokenizer import Message, Tokenizer
 from afm_mlx.training import Event, Step, TrainingOptions, to_json, train
 
 import mlx.core as mx
@@ -116,9 +117,14 @@ class _Run:
         named = recipe.teacher or (None,)
         members = [teachers.load(name) for name in named]
         self.committee = teachers.Committee(tuple(members))
-        self.tokenizer = members[0].tokenizer
+        loaded = self._base()
+        self.base, self.tokenizer = loaded.model, loaded.tokenizer
+        self.crosses = teachers.vocabulary(self.tokenizer) != teachers.vocabulary(
+            members[0].tokenizer
+        )
+        if self.crosses:
+            self._check_crossing()
         yield from self._windows()
-        self.base = self._base()
         args = self.base.args
         self.before = getattr(members[0].model, "args", args)
         self.teacher_parameters = sum(w.size for m in members for w in _weights(m.model))
@@ -169,8 +175,16 @@ class _Run:
                     f" {data.window} tokens and lose their end"
                 )
             yield Progress("tokens", number + 1, len(data.sources))
+        self.filtered = self._filter_report()
         self.windows = join(parts)
         self.train, self.held_out = self.windows.split(data.held_out)
+
+    def _filter_report(self) -> str:
+        """What the filters removed; from an earlier run where its tokens are used again."""
+        path = self.out / "filters.md"
+        if self.filters.steps:
+            write_bytes(path, self.filters.to_markdown().encode())
+        return path.read_text(encoding="utf-8") if path.exists() else ""
 
     def _samples(self, source: Source) -> Iterator[Text]:
         data = self.recipe.data
@@ -181,24 +195,32 @@ class _Run:
         yield from filters.run(read(source, data.skip_bad, skipped), steps, self.filters)
         self.notes += skipped
 
-    def _base(self) -> Model:
+    def _base(self) -> checkpoint.Checkpoint:
         """What the student is cut from, or the student that was named."""
         if self.recipe.student:
             loaded = checkpoint.load(self.recipe.student, dtype=mx.float32)
-            if teachers.vocabulary(loaded.tokenizer) != teachers.vocabulary(self.tokenizer):
-                raise InputError(
-                    "teacher and student have different vocabularies: name a teacher of the"
-                    " student's family"
-                )
-            self.tokenizer = loaded.tokenizer
-            return loaded.model
-        model = self.committee.teachers[0].model
-        if not isinstance(model, Model):
+            return loaded
+        teacher = self.committee.teachers[0]
+        if not isinstance(teacher.model, Model):
             raise InputError(
-                f"{self.committee.teachers[0].name} cannot be pruned (a quantised model, or a type"
+                f"{teacher.name} cannot be pruned (a quantised model, or a type"
                 " other than llama): name a --student"
             )
-        return model
+        return checkpoint.Checkpoint(teacher.name, Path(), teacher.model, teacher.tokenizer)
+
+    def _check_crossing(self) -> None:
+        """A teacher with another vocabulary runs along, alone, and is compared by spans."""
+        recipe = self.recipe
+        if len(self.committee.teachers) > 1 or recipe.cache.top_k or recipe.loss.looks_inside:
+            raise InputError(
+                "teacher and student have different vocabularies: name one teacher, set top_k to"
+                " 0, and compare no hidden states"
+            )
+        if recipe.loss.loss != "forward-kl" or recipe.loss.temperature != 1:
+            raise InputError(
+                "across vocabularies there is forward-kl at temperature 1: leave loss and"
+                " temperature as they are"
+            )
 
     def begin(self) -> None:
         """Note the recipe in the run's folder."""
@@ -214,7 +236,7 @@ class _Run:
 
     def start_student(self) -> Iterator[RunEvent]:
         """Prune, measure teacher and start; or read both back."""
-        self.examination = Examination(self.held_out, self.committee)
+        self.examination = Examination(self.held_out, None if self.crosses else self.committee)
         start = self.out / "start"
         seen = _read_json(self.seen)
         if seen and (self.recipe.student or start.is_dir()):
@@ -231,7 +253,7 @@ class _Run:
         self.of_teacher = self._teacher_scores()
         yield Measured("teacher", self.of_teacher)
         prompts = self._prompts()
-        said = [self._say(teacher.model, p) for p in prompts]
+        said = [self._said(teacher, p) for p in prompts]
         if self.recipe.student:
             self.student = self.base
         else:
@@ -332,7 +354,13 @@ class _Run:
             width = self.committee.teachers[0].model.args.hidden_size
         learner = Learner(self.student, width)
         self.student.model.gradient_checkpointing = recipe.training.gradient_checkpointing
-        objective = Objective(learner, self.committee, recipe.loss, self.cache)
+        objective: Objective | CrossObjective
+        if self.crosses:
+            teacher = self.committee.teachers[0]
+            weight = recipe.loss.label_weight
+            objective = CrossObjective(learner, self.tokenizer, teacher, weight)
+        else:
+            objective = Objective(learner, self.committee, recipe.loss, self.cache)
         mx.reset_peak_memory()
         deadline = time.monotonic() + recipe.seconds if recipe.seconds else math.inf
         with _Log(self.out / "metrics.jsonl") as log:
@@ -398,7 +426,7 @@ class _Run:
             of_distilled=scores,
             samples=samples,
             recipe=recipe.to_dict(),
-            filters=self.filters.to_markdown() if recipe.data.filters else "",
+            filters=self.filtered,
         )
         (folder / "README.md").write_text(model_card(found), encoding="utf-8")
         return Finished(found, write_report(self.out, found, metrics))
@@ -410,6 +438,8 @@ class _Run:
         return replace(scores, test_perplexity=self._test()(student)["perplexity"])
 
     def _teacher_scores(self) -> results.Scores:
+        if self.crosses:  # perplexities over other tokens mean other things
+            return results.Scores()
         scores = results.Scores(self.examination.of_committee(), kl=0.0, agreement=1.0)
         if not self.recipe.data.test:
             return scores
@@ -433,14 +463,22 @@ class _Run:
             prompts.append(self.tokenizer.chat([Message("user", QUESTION)]))
         return prompts
 
-    def _say(self, model: Any, prompt: list[int]) -> str:
+    def _say(self, model: Any, prompt: list[int], tokenizer: Tokenizer | None = None) -> str:
         """The likeliest continuation."""
+        tokenizer = tokenizer or self.tokenizer
         ids: list[int] = []
         for token, _ in generate_step(mx.array(prompt), model, max_tokens=SAMPLE_TOKENS):
-            if token in self.tokenizer.eos_token_ids:
+            if token in tokenizer.eos_token_ids:
                 break
             ids.append(token)
-        return self.tokenizer.decode(ids)
+        return tokenizer.decode(ids)
+
+    def _said(self, teacher: teachers.Teacher, prompt: list[int]) -> str:
+        """What the teacher makes of a prompt, in its own tokens."""
+        if not self.crosses:
+            return self._say(teacher.model, prompt)
+        ids = teacher.tokenizer.encode(self.tokenizer.decode(prompt))
+        return self._say(teacher.model, ids, teacher.tokenizer)
 
     def _architecture(self) -> tuple[results.Row, ...]:
         if not isinstance(self.before, ModelArgs):

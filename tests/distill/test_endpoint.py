@@ -9,9 +9,8 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from afm_mlx.distill import endpoint
 from afm_mlx.distill.answers import Answer
-from afm_mlx.distill.endpoint import Endpoint, EndpointOptions
+from afm_mlx.distill.endpoint import LONGEST_WAIT, Endpoint, EndpointOptions
 from afm_mlx.errors import AFMError, GenerationError, InputError, ModelError
 from afm_mlx.generation import GenerationOptions, SamplingMode
 from afm_mlx.tokenizer import Message
@@ -192,6 +191,7 @@ def test_answers(server: Server, reply: Reply, stripped: Answer, kept: Answer) -
 
 
 def cut_off() -> Reply:
+    """Part of a body: ``HTTPResponse.read`` with a limit took it for the whole."""
     return 200, b'{"choices"', {"Content-Length": "500", "Connection": "close"}
 
 
@@ -206,12 +206,12 @@ def test_another_try(server: Server, trouble: Any) -> None:
 
 def test_waits_grow_and_heed_the_server(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-    monkeypatch.setattr(endpoint.time, "sleep", waits.append)
+    monkeypatch.setattr(time, "sleep", waits.append)
     late: Reply = (429, b"", {"Retry-After": "3"})
     busy: Reply = (503, b"", {})
     server.replies = [busy, late, busy, (429, b"", {"Retry-After": "1e9"}), said()]
     ask(server, options=EndpointOptions())
-    assert waits == [1, 3, 4, endpoint.LONGEST_WAIT]
+    assert waits == [1, 3, 4, LONGEST_WAIT]
 
 
 def test_too_many_tries(server: Server) -> None:
@@ -280,6 +280,11 @@ def test_a_key_is_wanted(server: Server, monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(server.asked) == 1
 
 
+def test_a_refusal_breaks_off(server: Server) -> None:
+    server.replies = [(400, b'{"err', {"Content-Length": "500", "Connection": "close"})]
+    assert "refuses a prompt (HTTP 400)" in str(failure(server))
+
+
 @pytest.mark.parametrize("status", [400, 413, 422])
 def test_a_prompt_is_refused(server: Server, status: int) -> None:
     for body in (b'{"error": {"message": "Too\\nlong."}}', b'{"detail": "Too long"}', b"Too long."):
@@ -316,7 +321,7 @@ def test_this_machine_needs_no_proxy(server: Server, monkeypatch: pytest.MonkeyP
 
 
 def test_at_a_time(server: Server) -> None:
-    """Eight requests, three at a time."""
+    """Six requests, three at a time."""
     running, most = 0, 0
     everyone = threading.Barrier(3)
 
@@ -325,8 +330,7 @@ def test_at_a_time(server: Server) -> None:
         with server.lock:
             running += 1
             most = max(most, running)
-        if len(server.asked) <= 6:
-            everyone.wait(10)  # breaks if fewer come at a time
+        everyone.wait(10)  # breaks if fewer come at a time
         with server.lock:
             running -= 1
         return said()

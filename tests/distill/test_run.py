@@ -1,0 +1,202 @@
+"""Whole runs with a tiny teacher: from text to a student that others load."""
+
+import asyncio
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from afm_mlx import checkpoint
+from afm_mlx.distill import run
+from afm_mlx.distill.recipe import from_values
+from afm_mlx.engine import Engine
+from afm_mlx.errors import InputError
+from afm_mlx.model import PRESETS
+from afm_mlx.session import LanguageModelSession
+from afm_mlx.training import Evaluated, Resumed, Step
+from tests.conftest import random_model, tiny_tokenizer
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx_lm.utils import load as mlx_lm_load
+
+TEXT = (
+    "Rivers carry minerals from the rocks into the sea. The water rises as vapour and leaves the"
+    " salt behind, so that over a long time the sea became salty. Lakes without a way out do the"
+    " same.\n"
+)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    args = replace(PRESETS["tiny"], num_hidden_layers=2)
+    checkpoint.save(folder / "teacher", random_model(args), tiny_tokenizer(), base="none")
+    (folder / "text.txt").write_text(TEXT * 12)
+    lines = [
+        {"messages": [{"role": "user", "content": f"How salty is sea {i}?"},
+                      {"role": "assistant", "content": f"It is {i} times as salty as a lake."}]}
+        for i in range(40)
+    ]  # fmt: skip
+    (folder / "chat.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    return folder
+
+
+def recipe(place: Path, out: str, **values: Any) -> Any:
+    common = {
+        "teacher": [str(place / "teacher")],
+        "data": [str(place / "text.txt")],
+        "out": str(place / out),
+        "window": 48,
+        "held_out": 3,
+        "calibration": 8,
+        "steps": 6,
+        "evaluate_every": 3,
+        "save_every": 2,
+        "top_k": 32,
+        "learning_rate": 1e-3,
+    }
+    return from_values({**common, **values})
+
+
+def losses(events: list[Any]) -> list[float]:
+    return [e.loss for e in events if isinstance(e, Step)]
+
+
+def test_from_text_to_student(place: Path) -> None:
+    """The whole way; then once more from its end, and once more longer."""
+    wanted = recipe(place, "whole", test=str(place / "text.txt"), filters=["exact", "personal"])
+    events = list(run.distill(wanted))
+    kinds = [type(e).__name__ for e in events]
+    assert kinds.index("Planned") < kinds.index("Measured") < kinds.index("Step")
+    assert len(losses(events)) == 6 and kinds[-1] == "Finished"
+    end = events[-1]
+    found = end.results
+    assert found.student_parameters < found.teacher_parameters
+    assert found.of_pruned.kl > 0 and found.of_teacher.agreement == 1
+    assert found.of_teacher.test_perplexity and found.of_distilled.test_perplexity
+    assert len(found.samples) == 2 and all(s.distilled is not None for s in found.samples)
+    report = end.report.read_text()
+    assert "perplexity" in report and "seen" in report
+    assert (place / "whole" / "filters.md").exists()
+    assert (place / "whole" / "student" / "README.md").read_text().startswith("---")
+
+    again = list(run.distill(wanted))
+    assert not losses(again) and type(again[-1]).__name__ == "Finished"
+    assert again[-1].results.signature == found.signature
+
+    longer = list(run.distill(replace(wanted, training=replace(wanted.training, steps=8))))
+    assert [e.step for e in longer if isinstance(e, Resumed)] == [6]
+    assert len(losses(longer)) == 2
+
+
+def test_the_student_loads_everywhere(place: Path) -> None:
+    list(run.distill(recipe(place, "loads")))
+    folder = str(place / "loads" / "student")
+    loaded = checkpoint.load(folder, dtype=mx.float32)
+    model, tokenizer, *_ = mlx_lm_load(folder)
+    tokens = mx.array([tokenizer.encode("The sea")])
+    assert np.allclose(np.array(loaded.model(tokens)), np.array(model(tokens)), atol=1e-4)
+    assert set(loaded.model.args.ffn_sizes) == {256}
+
+    async def ask() -> str:
+        with Engine.open(folder) as engine:
+            return await LanguageModelSession(engine).respond("Why?")
+
+    assert isinstance(asyncio.run(ask()), str)
+
+
+def test_interrupted_runs_compute_the_same(place: Path) -> None:
+    """Left at step 4, a resumed run has the losses of one that was never left."""
+    whole = losses(list(run.distill(recipe(place, "a"))))
+    first: list[float] = []
+    for event in run.distill(recipe(place, "b")):
+        if isinstance(event, Step):
+            first.append(event.loss)
+            if len(first) == 5:
+                break
+    rest = list(run.distill(recipe(place, "b")))
+    assert [e.step for e in rest if isinstance(e, Resumed)] == [4]
+    assert first[:4] + losses(rest) == whole
+    lines = (place / "b" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(x)["event"] for x in lines].count("resumed") == 1
+
+
+def test_other_settings_need_another_folder(place: Path) -> None:
+    list(run.distill(recipe(place, "other", steps=1)))
+    with pytest.raises(InputError, match="other settings .ffn.: choose another"):
+        list(run.distill(recipe(place, "other", steps=1, ffn=0.25)))
+
+
+def test_learnt_masks(place: Path) -> None:
+    events = list(run.distill(recipe(place, "masks", learned_masks=3, steps=2)))
+    assert [e.done for e in events if isinstance(e, run.Progress) and e.stage == "masks"] == [
+        1,
+        2,
+        3,
+    ]
+    assert "soft top-k" in events[-1].results.pruning
+
+
+def test_a_named_student_learns_from_a_live_teacher(place: Path) -> None:
+    """Another width and depth; states are compared, so the teacher runs along."""
+    args = replace(PRESETS["tiny"], hidden_size=64, head_dim=16, num_hidden_layers=4)
+    checkpoint.save(
+        place / "small", random_model(args, 5), tiny_tokenizer(), base="none", overwrite=True
+    )
+    checkpoint.save(
+        place / "deep", random_model(PRESETS["tiny"]), tiny_tokenizer(), base="none", overwrite=True
+    )
+    wanted = recipe(
+        place, "named", teacher=[str(place / "deep")], student=str(place / "small"), top_k=0,
+        hidden_weight=0.1, relation_weight=0.1, loss="jsd", steps=3,
+    )  # fmt: skip
+    events = list(run.distill(wanted))
+    steps = [e for e in events if isinstance(e, Step)]
+    assert {"jsd", "hidden", "relations", "agreement"} <= steps[0].parts.keys()
+    assert not list((place / "named").glob("logits*"))
+
+
+def test_conversations_committee_and_plain_cross_entropy(place: Path) -> None:
+    teacher = str(place / "teacher")
+    data = [f"{place / 'chat.jsonl'}:3", f"{place / 'text.txt'}:1"]
+    both = recipe(place, "both", teacher=[teacher, teacher], data=data, window=128, steps=2)
+    assert len(losses(list(run.distill(both)))) == 2
+    alone = recipe(place, "alone", loss="cross-entropy", steps=40, learning_rate=3e-3)
+    found = [e.metrics["perplexity"] for e in run.distill(alone) if isinstance(e, Evaluated)]
+    assert found[-1] < 0.5 * found[0]
+
+
+def test_only_the_plan(place: Path) -> None:
+    events = list(run.distill(recipe(place, "planned", target_params="0.4M"), plan_only=True))
+    plan = events[-1].plan
+    assert plan.verdict == "fits" and plan.needed == sum(plan.memory.values())
+    assert not (place / "planned" / "start").exists()
+
+
+def test_bad_lines_stop_or_are_skipped(place: Path) -> None:
+    bad = place / "bad.jsonl"
+    good = json.dumps({"text": TEXT * 4})
+    bad.write_text("\n".join([good] * 5 + ["{broken"]))
+    with pytest.raises(InputError, match="bad.jsonl:6"):
+        list(run.distill(recipe(place, "bad", data=[str(bad)])))
+    events = list(run.distill(recipe(place, "bad", data=[str(bad)], skip_bad=True), True))
+    assert any("bad.jsonl:6" in note for note in events[-1].notes)
+
+
+def test_a_teacher_of_another_vocabulary(place: Path) -> None:
+    """Words of two letters for the teacher, single ones for the student."""
+    from tests.distill.other import pair_tokenizer
+
+    other = pair_tokenizer(TEXT)
+    args = replace(PRESETS["tiny"], num_hidden_layers=2, vocab_size=len(other.wrapper._tokenizer))
+    checkpoint.save(place / "pairs", random_model(args, 2), other, base="none", overwrite=True)
+    wanted = {"teacher": [str(place / "pairs")], "student": str(place / "teacher"), "steps": 4}
+    with pytest.raises(InputError, match="set top_k to 0"):
+        list(run.distill(recipe(place, "cross", **wanted)))
+    events = list(run.distill(recipe(place, "cross", **wanted, top_k=0, label_weight=0.2)))
+    steps = [e for e in events if isinstance(e, Step)]
+    assert {"spans", "cross-entropy"} <= steps[0].parts.keys()
+    assert steps[-1].loss < steps[0].loss
+    assert events[-1].results.of_distilled.kl is None
