@@ -103,7 +103,7 @@ class TrainingOptions:
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("micro_batch", "patience", "seed", "weight_decay"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{name} must not be below 0: {getattr(self, name)}")
         for name in ("learning_rate", "clip"):
             if not 0 < getattr(self, name) < math.inf:
@@ -256,17 +256,20 @@ class _Run:
     ) -> None:
         self.model, self.options, self.saves, self.group = model, options, saves, group
         self.rank, self.size = (group.rank(), group.size()) if group else (0, 1)
-        self.mixed = options.mixed_precision
-        if self.mixed is None:
-            self.mixed = mx.default_device() != mx.cpu
+        mixed = options.mixed_precision
+        self.computed = (
+            _half if (mx.default_device() != mx.cpu if mixed is None else mixed) else _same
+        )
         _keep_less(model, options.gradient_checkpointing)
         model.train()
         model.update(tree_map(lambda x: x.astype(mx.float32), model.trainable_parameters()))
         self.optimizer = make_optimizer(options)
         self.optimizer.init(model.trainable_parameters())
 
+        computed = self.computed  # not self: a cycle would keep all alive after the run
+
         def loss(parameters: Tree, batch: Batch) -> tuple[mx.array, dict[str, mx.array]]:
-            model.update(self._computed(parameters))
+            model.update(computed(parameters))
             total, count, parts = objective(batch)
             total = total.astype(mx.float32)
             return total, {**parts, "loss": mx.stop_gradient(total), "count": count}
@@ -307,7 +310,7 @@ class _Run:
         figures: dict[str, float] = {}
         if self.rank == 0:
             parameters = self.model.trainable_parameters()
-            self.model.update(self._computed(parameters))
+            self.model.update(self.computed(parameters))
             self.model.eval()
             try:
                 figures = evaluate()
@@ -368,9 +371,13 @@ class _Run:
         gradients, figures = sums
         return gradients, figures
 
-    def _computed(self, parameters: Tree) -> Tree:
-        """Parameters as the model computes with them."""
-        return tree_map(lambda x: x.astype(mx.bfloat16), parameters) if self.mixed else parameters
+
+def _half(parameters: Tree) -> Tree:
+    return tree_map(lambda x: x.astype(mx.bfloat16), parameters)
+
+
+def _same(parameters: Tree) -> Tree:
+    return parameters
 
 
 def _keep_less(model: nn.Module, checkpointing: bool) -> None:

@@ -10,9 +10,9 @@ place, by least squares on the same text: H' = argmin |X' H'^T - Y|^2 + ridge, w
 activations that stayed, in the model pruned so far.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from afm_mlx.data.packing import Batch, PackedCache
 from afm_mlx.model import Model, ModelArgs, TransformerBlock, named_weights
@@ -22,10 +22,11 @@ import mlx.core as mx
 import numpy as np
 
 Array = np.ndarray[Any, Any]
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, and how many of how many layers are ready."""
+T = TypeVar("T")
+Work = Generator[tuple[int, int], None, T]
+"""Yields how many of how many layers are ready; its result comes with ``yield from``."""
 
-RIDGE = 1e-2
+RIDGE = 0.1
 """Added to the mean square of the activations: keeps the fit near what it was."""
 
 
@@ -63,7 +64,7 @@ class Importance:
     hidden: Array
 
 
-def measure(model: Model, batches: Sequence[Batch], progress: Progress | None = None) -> Importance:
+def measure(model: Model, batches: Sequence[Batch]) -> Work[Importance]:
     """Importance of all parts of ``model`` on some text, one layer after the other."""
     streams = [model.model.embed_tokens(mx.array(b.tokens)) for b in batches]
     used = [mx.array(b.segments > 0)[..., None] for b in batches]
@@ -87,8 +88,7 @@ def measure(model: Model, batches: Sequence[Batch], progress: Progress | None = 
         ffn.append(np.array(mx.sqrt(activation) * mx.linalg.norm(down, axis=0)))
         heads.append(np.array(written))
         hidden = hidden + channels
-        if progress is not None:
-            progress("importance", number + 1, len(model.layers))
+        yield number + 1, len(model.layers)
     return Importance(np.array(turns), tuple(ffn), tuple(heads), np.array(hidden))
 
 
@@ -224,9 +224,8 @@ def refit(
     student: Model,
     kept: Kept,
     batches: Sequence[Batch],
-    progress: Progress | None = None,
     ridge: float = RIDGE,
-) -> None:
+) -> Work[None]:
     """Fit the down projections of ``student`` (from :func:`cut`) to ``model``, in place.
 
     The target of layer by layer least squares is the stream of ``model`` after the same layer,
@@ -264,8 +263,7 @@ def refit(
             pruned = [m + own.mlp.down_proj(h) for m, h in middles]
             mx.eval(pruned)
             place += 1
-        if progress is not None:
-            progress("fit", number + 1, len(model.layers))
+        yield number + 1, len(model.layers)
 
 
 def _solve(weight: mx.array, gram: mx.array, cross: mx.array, ridge: float) -> mx.array:
@@ -276,3 +274,12 @@ def _solve(weight: mx.array, gram: mx.array, cross: mx.array, ridge: float) -> m
     right = np.array(cross.astype(mx.float32), np.float64) + pull * start
     solved = np.linalg.solve(g + pull * np.eye(len(g)), right.T).T
     return mx.array(solved.astype(np.float32)).astype(weight.dtype)
+
+
+def finish(work: Work[T]) -> T:
+    """The result of ``work``, its progress not looked at."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return end.value

@@ -13,8 +13,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from afm_mlx.data.sources import Source
+from afm_mlx.distill.endpoint import EndpointOptions
 from afm_mlx.distill.logits import CacheOptions
 from afm_mlx.distill.objective import LossOptions
+from afm_mlx.distill.onpolicy import OnPolicyOptions
+from afm_mlx.distill.rewards import RewardOptions
+from afm_mlx.distill.sequence import SequenceOptions
 from afm_mlx.distill.shape import PruneOptions
 from afm_mlx.errors import InputError, first_line
 from afm_mlx.training import TrainingOptions
@@ -55,6 +59,25 @@ class DataOptions:
         return tuple(Source.parse(d, self.text_field) for d in self.data or (str(SHIPPED),))
 
 
+@dataclass(frozen=True)
+class AskOptions:
+    """The task stage: teachers answer prompts, and the best answers are learnt."""
+
+    prompts: str = ""
+    """JSONL of prompts (messages or prompt) that the teachers answer before training."""
+    endpoint: tuple[str, ...] = ()
+    """Addresses of OpenAI-compatible servers that answer, too; alone if no teacher is named."""
+    endpoint_model: str = ""
+    """Name of the model to ask for there."""
+    how: EndpointOptions = field(default_factory=EndpointOptions)
+    sequence: SequenceOptions = field(default_factory=SequenceOptions)
+    reward: RewardOptions = field(default_factory=RewardOptions)
+
+    def __post_init__(self) -> None:
+        if self.endpoint and not self.prompts:
+            raise InputError("an endpoint answers prompts: name a file with --prompts")
+
+
 SHIPPED = Path(__file__).parent / "text" / "wikitext-2.jsonl"
 """Text of Wikipedia articles, CC BY-SA 3.0; see the README beside it."""
 
@@ -89,11 +112,15 @@ class Recipe:
     prune: PruneOptions = field(default_factory=PruneOptions)
     loss: LossOptions = field(default_factory=LossOptions)
     cache: CacheOptions = field(default_factory=CacheOptions)
+    asking: AskOptions = field(default_factory=AskOptions)
+    own: OnPolicyOptions = field(default_factory=OnPolicyOptions)
     training: TrainingOptions = field(default_factory=TrainingOptions)
 
     def __post_init__(self) -> None:
         if self.loss.looks_inside and self.cache.top_k:
             raise InputError("hidden states need a teacher that runs along: set top_k to 0")
+        if self.own.on_policy and self.cache.top_k and self.loss.needs_teacher:
+            raise InputError("the student's own answers are in no cache: set top_k to 0")
 
     def to_dict(self) -> dict[str, Any]:
         """All settings in tables, as :func:`from_values` and TOML take them."""
@@ -159,14 +186,12 @@ def from_values(values: Mapping[str, Any]) -> Recipe:
     return recipe
 
 
-def settings() -> list[str]:
+def settings(kind: Any = Recipe) -> list[str]:
     """Names of all settings."""
-    found = []
-    for f in fields(Recipe):
+    found: list[str] = []
+    for f in fields(kind):
         factory: Any = f.default_factory
-        found += (
-            [g.name for g in fields(factory)] if dataclasses.is_dataclass(factory) else [f.name]
-        )
+        found += settings(factory) if dataclasses.is_dataclass(factory) else [f.name]
     return found
 
 

@@ -5,9 +5,11 @@ so that logits are made for a few rows at a time. Where a class hides the two, w
 finds out, whole logits are used.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,11 @@ from afm_mlx.model import Model
 from afm_mlx.tokenizer import Tokenizer
 
 import mlx.core as mx
+import numpy as np
 from mlx_lm.utils import load_model
+
+PROBE = [0, 1, 2]
+"""Tokens that every vocabulary has."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +42,15 @@ class Teacher:
     tokenizer: Tokenizer
     trunk: Callable[[mx.array, Any], mx.array]
     head: Callable[[mx.array], mx.array]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Tells models apart by what they say, on one machine."""
+        logits = self.head(self.trunk(mx.array([PROBE]), None)[0]).astype(mx.float32)
+        rounded = np.round(np.array(logits), 2) + 0.0  # no -0
+        return hashlib.sha256(
+            f"{self.name}{rounded.shape}".encode() + rounded.tobytes()
+        ).hexdigest()
 
     def states(self, batch: Batch, seen: list[mx.array] | None = None) -> mx.array:
         """What the head takes, ``[B, L, D]``; the input of each block is appended to ``seen``."""
@@ -120,7 +135,7 @@ def _is_ours(path: Path) -> bool:
 
 def wrap(name: str, model: Any, tokenizer: Tokenizer) -> Teacher:
     """A loaded model as a teacher; a probe of three tokens decides how its head is reached."""
-    probe = mx.array([[0, 1, 2]])
+    probe = mx.array([PROBE])
     whole = model(probe)
     inner = getattr(model, "model", None)
     table = getattr(inner, "embed_tokens", None)

@@ -226,7 +226,7 @@ def test_on_policy_divergence_falls(
 
     before = measured()
     options = TrainingOptions(steps=20, batch_size=4, learning_rate=5e-3, save_every=100)
-    dealt: Any = batches(learner.student, store)
+    dealt = batches(learner.student, store)
     losses = [
         e.loss
         for e in train(learner, told, dealt, options, Saves(tmp_path / "run", writes=False))
@@ -245,7 +245,7 @@ def test_a_resumed_run(store: TokenStore, tokenizer: Tokenizer, tmp_path: Path, 
     def losses(folder: str, stop: int) -> list[float]:
         learner = Learner(student())
         told = objective(learner, student(7), tokenizer, loss)
-        dealt: Any = batches(learner.student, store, mixed)
+        dealt = batches(learner.student, store, mixed)
         found: list[float] = []
         for event in train(learner, told, dealt, options, Saves(tmp_path / folder)):
             if isinstance(event, Resumed):

@@ -62,7 +62,7 @@ def masked(model: Model, kept: prune.Kept) -> Model:
 def test_cut_equals_masked(options: PruneOptions, args: ModelArgs) -> None:
     model = random_model(args)
     shape = choose_shape(args, options)
-    kept = prune.choose(args, shape, prune.measure(model, some_batches()))
+    kept = prune.choose(args, shape, prune.finish(prune.measure(model, some_batches())))
     student = prune.cut(model, shape, kept)
     assert student.num_parameters == count_parameters(shape) < model.num_parameters
     tokens = mx.array(some_batches()[0].tokens)
@@ -74,7 +74,7 @@ def test_cut_equals_masked(options: PruneOptions, args: ModelArgs) -> None:
 def test_dropped_layers_are_gone(args: ModelArgs) -> None:
     model = random_model(args)
     shape = choose_shape(args, PruneOptions(ffn=1.0, layers=5))
-    importance = prune.measure(model, some_batches())
+    importance = prune.finish(prune.measure(model, some_batches()))
     kept = prune.choose(args, shape, importance)
     assert len(kept.layers) == 5
     student = prune.cut(model, shape, kept)
@@ -93,7 +93,7 @@ def test_importance_is_what_a_part_writes() -> None:
     quiet: Any = model.layers[2]
     quiet.mlp.down_proj.weight = quiet.mlp.down_proj.weight * 0
     quiet.self_attn.o_proj.weight = quiet.self_attn.o_proj.weight * 1e-3
-    importance = prune.measure(model, some_batches())
+    importance = prune.finish(prune.measure(model, some_batches()))
     assert importance.ffn[3].argmin() == 0 and importance.ffn[3][0] == 0
     assert importance.kv_heads[2].argmin() == 1
     assert importance.layers.argmin() == 2
@@ -103,7 +103,10 @@ def test_padding_counts_for_nothing() -> None:
     model = random_model(TINY)
     batches = some_batches(1)
     changed = replace(batches[0], tokens=np.where(batches[0].segments > 0, batches[0].tokens, 7))
-    a, b = prune.measure(model, batches), prune.measure(model, [changed])
+    a, b = (
+        prune.finish(prune.measure(model, batches)),
+        prune.finish(prune.measure(model, [changed])),
+    )
     assert np.allclose(a.ffn[1], b.ffn[1]) and np.allclose(a.hidden, b.hidden)
 
 
@@ -125,9 +128,9 @@ def test_refit_brings_the_student_nearer(args: ModelArgs) -> None:
     model = random_model(args)
     shape = choose_shape(args, PruneOptions(ffn=0.5))
     batches = some_batches(12)
-    kept = prune.choose(args, shape, prune.measure(model, batches))
+    kept = prune.choose(args, shape, prune.finish(prune.measure(model, batches)))
     cut, fitted = prune.cut(model, shape, kept), prune.cut(model, shape, kept)
-    prune.refit(model, fitted, kept, batches)
+    prune.finish(prune.refit(model, fitted, kept, batches))
     tokens = mx.array(batches[0].tokens[:, :25])  # the first sample of each window
     wanted = np.array(model(tokens))
     errors = [float(np.square(np.array(s(tokens)) - wanted).mean()) for s in (cut, fitted)]

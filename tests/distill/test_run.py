@@ -60,6 +60,11 @@ def recipe(place: Path, out: str, **values: Any) -> Any:
     return from_values({**common, **values})
 
 
+def went(wanted: Any, plan_only: bool = False) -> list[Any]:
+    """All events of a run."""
+    return list(run.distill(wanted, plan_only))
+
+
 def losses(events: list[Any]) -> list[float]:
     return [e.loss for e in events if isinstance(e, Step)]
 
@@ -67,7 +72,7 @@ def losses(events: list[Any]) -> list[float]:
 def test_from_text_to_student(place: Path) -> None:
     """The whole way; then once more from its end, and once more longer."""
     wanted = recipe(place, "whole", test=str(place / "text.txt"), filters=["exact", "personal"])
-    events = list(run.distill(wanted))
+    events = went(wanted)
     kinds = [type(e).__name__ for e in events]
     assert kinds.index("Planned") < kinds.index("Measured") < kinds.index("Step")
     assert len(losses(events)) == 6 and kinds[-1] == "Finished"
@@ -82,17 +87,17 @@ def test_from_text_to_student(place: Path) -> None:
     assert (place / "whole" / "filters.md").exists()
     assert (place / "whole" / "student" / "README.md").read_text().startswith("---")
 
-    again = list(run.distill(wanted))
+    again = went(wanted)
     assert not losses(again) and type(again[-1]).__name__ == "Finished"
     assert again[-1].results.signature == found.signature
 
-    longer = list(run.distill(replace(wanted, training=replace(wanted.training, steps=8))))
+    longer = went(replace(wanted, training=replace(wanted.training, steps=8)))
     assert [e.step for e in longer if isinstance(e, Resumed)] == [6]
     assert len(losses(longer)) == 2
 
 
 def test_the_student_loads_everywhere(place: Path) -> None:
-    list(run.distill(recipe(place, "loads")))
+    went(recipe(place, "loads"))
     folder = str(place / "loads" / "student")
     loaded = checkpoint.load(folder, dtype=mx.float32)
     model, tokenizer, *_ = mlx_lm_load(folder)
@@ -109,14 +114,14 @@ def test_the_student_loads_everywhere(place: Path) -> None:
 
 def test_interrupted_runs_compute_the_same(place: Path) -> None:
     """Left at step 4, a resumed run has the losses of one that was never left."""
-    whole = losses(list(run.distill(recipe(place, "a"))))
+    whole = losses(went(recipe(place, "a")))
     first: list[float] = []
     for event in run.distill(recipe(place, "b")):
         if isinstance(event, Step):
             first.append(event.loss)
             if len(first) == 5:
                 break
-    rest = list(run.distill(recipe(place, "b")))
+    rest = went(recipe(place, "b"))
     assert [e.step for e in rest if isinstance(e, Resumed)] == [4]
     assert first[:4] + losses(rest) == whole
     lines = (place / "b" / "metrics.jsonl").read_text().splitlines()
@@ -124,13 +129,13 @@ def test_interrupted_runs_compute_the_same(place: Path) -> None:
 
 
 def test_other_settings_need_another_folder(place: Path) -> None:
-    list(run.distill(recipe(place, "other", steps=1)))
+    went(recipe(place, "other", steps=1))
     with pytest.raises(InputError, match="other settings .ffn.: choose another"):
-        list(run.distill(recipe(place, "other", steps=1, ffn=0.25)))
+        went(recipe(place, "other", steps=1, ffn=0.25))
 
 
 def test_learnt_masks(place: Path) -> None:
-    events = list(run.distill(recipe(place, "masks", learned_masks=3, steps=2)))
+    events = went(recipe(place, "masks", learned_masks=3, steps=2))
     assert [e.done for e in events if isinstance(e, run.Progress) and e.stage == "masks"] == [
         1,
         2,
@@ -152,7 +157,7 @@ def test_a_named_student_learns_from_a_live_teacher(place: Path) -> None:
         place, "named", teacher=[str(place / "deep")], student=str(place / "small"), top_k=0,
         hidden_weight=0.1, relation_weight=0.1, loss="jsd", steps=3,
     )  # fmt: skip
-    events = list(run.distill(wanted))
+    events = went(wanted)
     steps = [e for e in events if isinstance(e, Step)]
     assert {"jsd", "hidden", "relations", "agreement"} <= steps[0].parts.keys()
     assert not list((place / "named").glob("logits*"))
@@ -162,14 +167,14 @@ def test_conversations_committee_and_plain_cross_entropy(place: Path) -> None:
     teacher = str(place / "teacher")
     data = [f"{place / 'chat.jsonl'}:3", f"{place / 'text.txt'}:1"]
     both = recipe(place, "both", teacher=[teacher, teacher], data=data, window=128, steps=2)
-    assert len(losses(list(run.distill(both)))) == 2
+    assert len(losses(went(both))) == 2
     alone = recipe(place, "alone", loss="cross-entropy", steps=40, learning_rate=3e-3)
     found = [e.metrics["perplexity"] for e in run.distill(alone) if isinstance(e, Evaluated)]
     assert found[-1] < 0.5 * found[0]
 
 
 def test_only_the_plan(place: Path) -> None:
-    events = list(run.distill(recipe(place, "planned", target_params="0.4M"), plan_only=True))
+    events = went(recipe(place, "planned", target_params="0.4M"), plan_only=True)
     plan = events[-1].plan
     assert plan.verdict == "fits" and plan.needed == sum(plan.memory.values())
     assert not (place / "planned" / "start").exists()
@@ -180,8 +185,8 @@ def test_bad_lines_stop_or_are_skipped(place: Path) -> None:
     good = json.dumps({"text": TEXT * 4})
     bad.write_text("\n".join([good] * 5 + ["{broken"]))
     with pytest.raises(InputError, match="bad.jsonl:6"):
-        list(run.distill(recipe(place, "bad", data=[str(bad)])))
-    events = list(run.distill(recipe(place, "bad", data=[str(bad)], skip_bad=True), True))
+        went(recipe(place, "bad", data=[str(bad)]))
+    events = went(recipe(place, "bad", data=[str(bad)], skip_bad=True), True)
     assert any("bad.jsonl:6" in note for note in events[-1].notes)
 
 
@@ -194,9 +199,38 @@ def test_a_teacher_of_another_vocabulary(place: Path) -> None:
     checkpoint.save(place / "pairs", random_model(args, 2), other, base="none", overwrite=True)
     wanted = {"teacher": [str(place / "pairs")], "student": str(place / "teacher"), "steps": 4}
     with pytest.raises(InputError, match="set top_k to 0"):
-        list(run.distill(recipe(place, "cross", **wanted)))
-    events = list(run.distill(recipe(place, "cross", **wanted, top_k=0, label_weight=0.2)))
+        went(recipe(place, "cross", **wanted))
+    events = went(recipe(place, "cross", **wanted, top_k=0, label_weight=0.2))
     steps = [e for e in events if isinstance(e, Step)]
     assert {"spans", "cross-entropy"} <= steps[0].parts.keys()
     assert steps[-1].loss < steps[0].loss
     assert events[-1].results.of_distilled.kl is None
+
+
+def test_answers_of_the_teacher_are_learnt(place: Path) -> None:
+    """The task stage: prompts alone, answered, scored, kept and trained on."""
+    prompts = place / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"Say {i}."}) + "\n" for i in range(8)))
+    more = {
+        "data": [], "prompts": str(prompts), "least_reward": 0.0, "candidates": 2,
+        "answer_tokens": 12, "cut_short": True, "window": 64, "held_out": 1, "steps": 2,
+        "loss": "cross-entropy",
+    }  # fmt: skip
+    with pytest.raises(InputError, match="run it without plan"):
+        went(recipe(place, "asked", **more), plan_only=True)
+    events = went(recipe(place, "asked", **more))
+    asked = [e for e in events if isinstance(e, run.Progress) and "answers" in e.stage]
+    assert asked[-1].done == 8 and len(losses(events)) == 2
+    lines = (place / "asked" / "answers" / "answers.jsonl").read_text().splitlines()
+    assert all(json.loads(x)["messages"][-1]["role"] == "assistant" for x in lines)
+    again = went(recipe(place, "asked", **more))
+    assert not losses(again)
+
+
+def test_the_student_learns_from_its_own_answers(place: Path) -> None:
+    """GKD: without the cache, and never on what is held out."""
+    chat = {"data": [str(place / "chat.jsonl")], "window": 128, "on_policy": 0.5, "own_tokens": 8}
+    with pytest.raises(InputError, match="set top_k to 0"):
+        recipe(place, "own", **chat)
+    wanted = recipe(place, "own", **chat, top_k=0, loss="reverse-kl", steps=3)
+    assert len(losses(went(wanted))) == 3
