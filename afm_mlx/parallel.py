@@ -187,6 +187,7 @@ class _Watch:
                 reason = f"has been silent for {SILENCE:g} s"
             except OSError:
                 pass
+        time.sleep(0.3)  # the ring writes letter by letter what it thinks of the loss
         if self._left:
             return
         line = (

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
+from afm_mlx import parallel
 from afm_mlx.cli.output import console, errors, print_json
 from afm_mlx.distill import run
 from afm_mlx.distill.markdown import amount, duration
@@ -14,6 +15,7 @@ from afm_mlx.distill.recipe import Recipe, from_values, parse_setting, read_toml
 from afm_mlx.distill.results import Results, Scores, architecture_rows
 from afm_mlx.distill.shape import count_parameters
 from afm_mlx.errors import InputError
+from afm_mlx.parallel import Group
 from afm_mlx.training import Evaluated, Resumed, Saved, Step, Stopped, to_json
 
 import tyro
@@ -43,7 +45,12 @@ def main(arguments: Sequence[str]) -> int:
         " --config recipe.toml; key=value sets one.",
         config=(tyro.conf.OmitArgPrefixes,),
     )
-    return _json(command) if command.json else _show(command)
+    with parallel.join() as group:
+        if group is not None and group.rank():
+            for _ in run.distill(command.recipe, command.plan, group):
+                pass  # the first process speaks for all
+            return 0
+        return (_json if command.json else _show)(command, group)
 
 
 def _settings(arguments: list[str]) -> tuple[dict[str, object], list[str]]:
@@ -71,8 +78,8 @@ def _settings(arguments: list[str]) -> tuple[dict[str, object], list[str]]:
     return values | given, rest
 
 
-def _json(command: Command) -> int:
-    for event in run.distill(command.recipe, command.plan):
+def _json(command: Command, group: Group | None) -> int:
+    for event in run.distill(command.recipe, command.plan, group):
         name = type(event).__name__.lower()
         if isinstance(event, run.Planned):
             plan = event.plan
@@ -88,7 +95,7 @@ def _json(command: Command) -> int:
     return 0
 
 
-def _show(command: Command) -> int:
+def _show(command: Command, group: Group | None) -> int:
     with progress.Progress(
         progress.TextColumn("{task.description}"),
         progress.BarColumn(),
@@ -99,7 +106,7 @@ def _show(command: Command) -> int:
         disable=not errors.is_terminal,
     ) as bar:
         view = _View(bar, command.recipe)
-        for event in run.distill(command.recipe, command.plan):
+        for event in run.distill(command.recipe, command.plan, group):
             view.see(event)
     return 0
 

@@ -1,7 +1,7 @@
 """The start of a run: what the teacher says is written down, the student cut out of it."""
 
 import hashlib
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -44,12 +44,11 @@ def fill(
     recipe: Recipe,
     corpus: Corpus,
     committee: Committee,
-    batches: Batches,
-    steps: int,
+    numbers: Iterable[int],
 ) -> Iterator[Progress]:
-    """Ask the teachers about the text of so many steps."""
-    numbers = list(wanted(batches, steps))
-    for done, total in cache.fill(committee, corpus.windows, numbers, recipe.loss.temperature):
+    """Ask the teachers about the windows that are not in the cache yet."""
+    temperature = recipe.loss.temperature
+    for done, total in cache.fill(committee, corpus.windows, list(numbers), temperature):
         yield Progress("logits", done, total)
 
 
@@ -68,8 +67,8 @@ def cut_student(
         InputError: masks cannot be learnt with these settings.
     """
     options = recipe.prune
-    numbers = list(dict.fromkeys(wanted(batches, recipe.training.steps)))[: options.calibration]
-    some = [corpus.windows.batch(numbers[i : i + 4]) for i in range(0, len(numbers), 4)]
+    first = list(dict.fromkeys(wanted(batches, recipe.training.steps)))[: options.calibration]
+    some = [corpus.windows.batch(first[i : i + 4]) for i in range(0, len(first), 4)]
     importance = yield from _counted("importance", prune.measure(model, some))
     scores = None
     if options.learned_masks:
@@ -80,7 +79,8 @@ def cut_student(
         # The masks go on the teacher itself, so what it says without them comes first.
         examination.prepare()
         cache = logit_cache(recipe, corpus, committee)
-        yield from fill(cache, recipe, corpus, committee, batches, options.learned_masks)
+        numbers = wanted(batches, options.learned_masks)
+        yield from fill(cache, recipe, corpus, committee, numbers)
         masks.put_on(model, importance.ffn, shape.ffn_sizes)
         try:
             yield from _learn(recipe, model, cache, batches)

@@ -25,6 +25,7 @@ from afm_mlx.losses import (
     teacher_top1,
 )
 from afm_mlx.model import Model
+from afm_mlx.training import Deals
 
 import mlx.core as mx
 import numpy as np
@@ -300,7 +301,7 @@ class Examination:
         )
 
 
-def wanted(batches: Any, steps: int) -> Iterator[int]:
-    """Windows that ``steps`` steps need, in order."""
+def wanted(batches: Deals, steps: int, rank: int = 0, size: int = 1) -> Iterator[int]:
+    """Windows that ``steps`` steps need of one process, in order."""
     for step in range(steps):
-        yield from batches.batch(step).window.tolist()
+        yield from batches.batch(step, rank, size).window.tolist()

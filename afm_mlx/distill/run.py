@@ -26,6 +26,7 @@ from afm_mlx.distill.report import model_card, write_report
 from afm_mlx.distill.sequence import Answered
 from afm_mlx.errors import InputError, first_line
 from afm_mlx.model import Model, ModelArgs, named_weights
+from afm_mlx.parallel import Group
 from afm_mlx.saves import Saves
 from afm_mlx.training import Event, Step, to_json, train
 
@@ -62,13 +63,18 @@ class Finished:
 RunEvent = Event | Planned | Progress | Measured | Finished
 
 
-def distill(recipe: Recipe, plan_only: bool = False) -> Iterator[RunEvent]:
+def distill(
+    recipe: Recipe, plan_only: bool = False, group: Group | None = None
+) -> Iterator[RunEvent]:
     """Run ``recipe``; the run's folder is ``recipe.out``.
+
+    The processes of ``group`` (:func:`afm_mlx.parallel.join`) share the training. The first one
+    prunes, measures and writes; the others keep tokens and logits in ``rank-N`` of the folder.
 
     Raises:
         AFMError: something in the recipe or on the disk cannot be used; one line says what.
     """
-    run = _Run(recipe)
+    run = _Run(recipe, group)
     yield from run.prepare(plan_only)
     if plan_only:
         return
@@ -76,11 +82,16 @@ def distill(recipe: Recipe, plan_only: bool = False) -> Iterator[RunEvent]:
     yield from run.start_student()
     yield from run.ask_teacher()
     yield from run.teach()
-    yield run.finish()
+    if run.rank == 0:
+        yield run.finish()
 
 
 class _Run:
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, group: Group | None) -> None:
+        self.group = group
+        self.rank, self.size = (group.rank(), group.size()) if group else (0, 1)
+        if self.rank:
+            recipe = replace(recipe, out=Path(recipe.out) / f"rank-{self.rank}")
         self.recipe, self.out = recipe, Path(recipe.out)
         self.seen = self.out / "start.json"
 
@@ -120,7 +131,7 @@ class _Run:
             options.seed,
         )
         tokens = options.steps * self.batches.tokens_per_step
-        windows = len(set(wanted(self.batches, options.steps)))
+        windows = len(set(wanted(self.batches, options.steps, self.rank, self.size)))
         held = sum(w.nbytes for m in members for w in _weights(m.model))
         yield Planned(
             plan.Plan(
@@ -130,7 +141,7 @@ class _Run:
                 tokens,
                 len(self.corpus.train),
                 options.steps / self.batches.epoch_steps,
-                plan.memory(recipe, self.shape, held),
+                plan.memory(recipe, self.shape, held, self.size),
                 plan.available_memory() + held,
                 plan.disk(recipe, windows, args.vocab_size),
             ),
@@ -139,6 +150,11 @@ class _Run:
 
     def _answers(self, plan_only: bool) -> Iterator[Progress]:
         """Let the teachers answer the prompts."""
+        if self.group is not None:
+            raise InputError(
+                "prompts are answered on one machine: do that first, then give the others"
+                " answers/answers.jsonl as --data"
+            )
         if plan_only and not corpus.answers_folder(self.recipe).exists():
             raise InputError("a plan needs the answers to the prompts: run it without plan first")
         for event in corpus.ask(self.recipe, self.committee):
@@ -191,6 +207,9 @@ class _Run:
         self.examination = Examination(
             self.corpus.held_out, None if self.crosses else self.committee
         )
+        if self.rank:  # its weights come from the first process
+            self.student = self.base if self.recipe.student else Model(self.shape)
+            return
         start = self.out / "start"
         seen = read_json(self.seen)
         if seen and (self.recipe.student or start.is_dir()):
@@ -247,10 +266,10 @@ class _Run:
         if not recipe.loss.needs_teacher or not recipe.cache.top_k:
             return
         self.cache = cutting.logit_cache(recipe, self.corpus, self.committee)
-        yield from cutting.fill(
-            self.cache, recipe, self.corpus, self.committee, self.batches, recipe.training.steps
-        )
-        self.examination.prepare()
+        numbers = wanted(self.batches, recipe.training.steps, self.rank, self.size)
+        yield from cutting.fill(self.cache, recipe, self.corpus, self.committee, numbers)
+        if self.rank == 0:
+            self.examination.prepare()
         self.committee = self.examination.committee = self.committee.heads_only()
         self.base = self.student
 
@@ -290,6 +309,7 @@ class _Run:
                 recipe.training,
                 Saves(self.out / "saves"),
                 lambda: self.examination(self.student),
+                group=self.group,
             ):
                 log.write(to_json(event))
                 yield event
