@@ -15,11 +15,11 @@ from afm_mlx.errors import AFMError
 from afm_mlx.training import Evaluated, Step, TrainingOptions
 
 
-def main(text: str, folder: str, steps: int) -> None:
+def main(text: str, folder: str = "distilled", steps: str = "60") -> None:
     recipe = Recipe(
         out=Path(folder),
         data=DataOptions(data=(text,), filters=("exact", "near", "personal"), held_out=8),
-        training=TrainingOptions(steps=steps, evaluate_every=10),
+        training=TrainingOptions(steps=int(steps), evaluate_every=10),
     )
     for event in distill(recipe):
         match event:
@@ -38,6 +38,6 @@ if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit(__doc__)
     try:
-        main(sys.argv[1], *(sys.argv[2:3] or ["distilled"]), int((sys.argv[3:4] or ["60"])[0]))
+        main(*sys.argv[1:4])
     except AFMError as error:
         sys.exit(f"distill_a_student: {error}")
