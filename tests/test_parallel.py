@@ -103,7 +103,8 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     with ring(tmp_path, *commands) as processes:
         wait_for_step(processes[1], 5)
         processes[1].kill()
-        finish(processes)
+        (code, _, error), _ = finish(processes)
+        check_end(code, error, 1, "has ended")
     with ring(tmp_path, *commands) as processes:
         (code, events, error), (code_b, events_b, error_b) = finish(processes)
     assert code == code_b == 0, error + error_b
@@ -123,9 +124,19 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     assert Saves(tmp_path / "disk0").steps() and not (tmp_path / "disk1").exists()
 
 
-@pytest.mark.parametrize("lost", [0, 1])
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
-def test_a_lost_process_ends_the_others(tmp_path: Path, lost: int, how: signal.Signals) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("lost", "how", "reason"),
+    [
+        (0, signal.SIGKILL, "has ended"),
+        (0, signal.SIGSTOP, "has been silent for 3 s"),
+        (1, signal.SIGSTOP, "has been silent for 3 s"),
+    ],
+    ids=["first-killed", "first-frozen", "second-frozen"],
+)
+def test_a_lost_process_ends_the_others(
+    tmp_path: Path, lost: int, how: signal.Signals, reason: str
+) -> None:
     """The ring only raises if a socket closes; a machine that falls silent hangs it for good."""
     settings = {**SETTINGS, "steps": 100_000, "evaluate_every": 50_000, "silence": 3.0}
     with ring(tmp_path, *trainees(tmp_path, **settings)) as processes:
@@ -135,18 +146,20 @@ def test_a_lost_process_ends_the_others(tmp_path: Path, lost: int, how: signal.S
         started = time.monotonic()
         ((code, _, error),) = finish([processes[1 - lost]], timeout=20)
         assert time.monotonic() - started < 10
-    assert code == 1
-    (line,) = [x for x in error.splitlines() if not x.startswith("[ring]")]  # MLX has its say
-    reason = "has ended" if how == signal.SIGKILL else "has been silent for 3 s"
-    assert line == (
-        f"afm: process {lost} of 2 {reason}: start the same command again, it goes on from the"
-        " last save"
-    )
-    saves = Saves(tmp_path / "disk0")
-    state = saves.load(trainee.learner(), None)
+    check_end(code, error, lost, reason)
+    state = Saves(tmp_path / "disk0").load(trainee.learner(), None)
     assert state is not None and state.step >= 3 and state.step % 3 == 0
 
 
+def check_end(code: int, error: str, lost: int, reason: str) -> None:
+    (line,) = [x for x in error.splitlines() if not x.startswith("[ring]")]  # MLX has its say
+    assert code == 1 and line == (
+        f"afm: process {lost} of 2 {reason}: start the same command again, it goes on from the"
+        " last save"
+    )
+
+
+@pytest.mark.slow
 def test_an_error_in_one_ends_all(tmp_path: Path) -> None:
     """Here the first process cannot write its saves."""
     (tmp_path / "disk0").write_text("a file is in the way")

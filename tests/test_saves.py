@@ -151,11 +151,15 @@ def test_no_moment_without_a_whole_save(tmp_path: Path, monkeypatch: pytest.Monk
     def watched(function: Any) -> Any:
         def call(*arguments: Any, **named: Any) -> Any:
             look()
+            if function is delete:  # file by file: never under the name of a save
+                assert not Path(arguments[0]).name.startswith("step-")
             result = function(*arguments, **named)
             look()
             return result
 
         return call
+
+    delete = shutil.rmtree
 
     def look() -> None:
         steps = saves.steps()

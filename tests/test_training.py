@@ -129,6 +129,7 @@ def test_checkpointing_takes_less_memory(tmp_path: Path) -> None:
 
     for on in (False, True):
         student = trainee.learner(args)
+        student.eval()  # as it may come; training mode is the trainer's business
         mx.eval(student.parameters())
         options = replace(BASE, steps=1, gradient_checkpointing=on)
         mx.reset_peak_memory()
@@ -149,7 +150,8 @@ def test_checkpointing_is_refused_where_it_would_do_nothing() -> None:
 def test_mixed_precision_keeps_float32_weights() -> None:
     options = replace(BASE, steps=3, mixed_precision=True, evaluate_every=2)
     student = trainee.learner()
-    student.update(half(student))  # loaded in half precision, say
+    student.update(half(student))  # loaded in half precision, say, and used
+    student.eval()
     inner = plain(student)
     seen: set[mx.Dtype] = set()
     looked: list[tuple[mx.Dtype, bool]] = []
@@ -198,13 +200,16 @@ def test_schedule() -> None:
     assert learning_rate(TrainingOptions(steps=1, learning_rate=2.0), 0) == 2.0
 
 
-def test_steps_use_the_schedule_and_count_tokens() -> None:
+def test_steps_use_the_schedule_and_count_tokens(tmp_path: Path) -> None:
     options = replace(BASE, steps=4, warmup=0.5)
     student = trainee.learner()
-    dealt = trainee.batches(options)
-    events = list(train(student, trainee.objective(student), dealt, options, NOWHERE))
+    dealt, saves = trainee.batches(options), Saves(tmp_path)
+    events = list(train(student, trainee.objective(student), dealt, options, saves))
     steps = [e for e in events if isinstance(e, Step)]
-    assert events == steps and [e.step for e in steps] == [1, 2, 3, 4]
+    assert events == [*steps, Saved(4, False)] and [e.step for e in steps] == [1, 2, 3, 4]
+    arrays: Any = mx.load(str(saves.path(4) / "optimizer.safetensors"))
+    for part in ("states.0", "states.1"):
+        assert number(arrays[f"{part}.learning_rate"]) == pytest.approx(steps[-1].learning_rate)
     assert [e.learning_rate for e in steps] == [learning_rate(options, i) for i in range(4)]
     assert [e.tokens for e in steps] == np.cumsum(
         [dealt.batch(i).num_tokens for i in range(4)]
