@@ -148,6 +148,7 @@ def train(
     evaluate: Evaluate | None = None,
     select: str = "perplexity",
     group: parallel.Group | None = None,
+    seconds: float = 0.0,
 ) -> Iterator[Event]:
     """Train the trainable parameters of ``model``; goes on from the latest save if there is one.
 
@@ -161,6 +162,7 @@ def train(
         select: which of its figures, the lower the better, decides on the best weights.
         group: processes that share the work (:func:`afm_mlx.parallel.join`); all give the same
             arguments and get the same events.
+        seconds: stop after so long, with an evaluation and a save; 0 trains to the last step.
 
     At the end, also an early one, ``model`` has the best weights that were evaluated (the
     newest ones without ``evaluate``). A run that went astray, without numbers or with a loss
@@ -171,12 +173,14 @@ def train(
     """
     run = _Run(model, objective, options, saves, group)
     try:
-        yield from _events(run, batches, evaluate, select)
+        yield from _events(run, batches, evaluate, select, seconds)
     finally:
         model.eval()
 
 
-def _events(run: "_Run", batches: Deals, evaluate: Evaluate | None, select: str) -> Iterator[Event]:
+def _events(
+    run: "_Run", batches: Deals, evaluate: Evaluate | None, select: str, limit: float
+) -> Iterator[Event]:
     options, started = run.options, time.perf_counter()
     found = run.load()
     state = found or State()
@@ -203,8 +207,8 @@ def _events(run: "_Run", batches: Deals, evaluate: Evaluate | None, select: str)
                 break
             begun = time.perf_counter()
             taken = run.step(batches.batch(state.step, run.rank, run.size), state.step)
-            seconds = before + time.perf_counter() - started
-            state = state.advanced(taken.loss, taken.tokens, seconds)
+            passed = time.perf_counter() - started
+            state = state.advanced(taken.loss, taken.tokens, before + passed)
             yield Step(
                 state.step,
                 state.tokens,
@@ -215,15 +219,18 @@ def _events(run: "_Run", batches: Deals, evaluate: Evaluate | None, select: str)
                 taken.tokens / (time.perf_counter() - begun),
                 taken.parts,
             )
-            due = state.step == options.steps or state.step % options.save_every == 0
-            if evaluate is not None and (
-                state.step == options.steps or state.step % options.evaluate_every == 0
-            ):
+            over = limit > 0 and parallel.share(passed > limit, run.group)
+            last = over or state.step == options.steps
+            due = last or state.step % options.save_every == 0
+            if evaluate is not None and (last or state.step % options.evaluate_every == 0):
                 state, looked = look()
                 yield looked
                 due = due or looked.better or 0 < options.patience <= state.waited
             if due:
                 yield from run.save(state)
+            if over and state.step < options.steps:
+                yield Stopped(state.step, f"{limit:g} s are over: run it again to go on")
+                break
     except AstrayError as error:
         back = run.go_back()
         kept = "" if back is None else f"; the model is as after step {back.step}"

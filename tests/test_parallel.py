@@ -160,6 +160,17 @@ def check_end(code: int, error: str, lost: int, reason: str) -> None:
 
 
 @pytest.mark.slow
+def test_time_is_up_for_all_at_once(tmp_path: Path) -> None:
+    """Clocks differ: were each to ask its own, one would wait for the others' next step."""
+    settings = {**SETTINGS, "steps": 100_000, "evaluate_every": 50_000, "seconds": 1.0}
+    with ring(tmp_path, *trainees(tmp_path, **settings)) as processes:
+        (code, events, error), (code_b, events_b, error_b) = finish(processes)
+    assert code == code_b == 0, error + error_b
+    assert events[-1]["event"] == "stopped" and events[-1] == events_b[-1]
+    assert Saves(tmp_path / "disk0").steps()[-1] == events[-1]["step"]
+
+
+@pytest.mark.slow
 def test_an_error_in_one_ends_all(tmp_path: Path) -> None:
     """Here the first process cannot write its saves."""
     (tmp_path / "disk0").write_text("a file is in the way")

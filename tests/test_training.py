@@ -293,6 +293,35 @@ def test_early_stop(tmp_path: Path) -> None:
     assert len(losses(events)) == 2
 
 
+def test_time_is_up(tmp_path: Path) -> None:
+    """With an evaluation and a save, wherever the run is, and the best weights at the end."""
+    options = replace(BASE, steps=10, evaluate_every=100, save_every=100)
+    figures = iter([9.0, 9.5, 3.0])
+
+    def events(seconds: float) -> tuple[list[Event], Any]:
+        student = trainee.learner()
+        objective, dealt = trainee.objective(student), trainee.batches(options)
+        said = train(
+            student,
+            objective,
+            dealt,
+            options,
+            Saves(tmp_path),
+            lambda: {"perplexity": next(figures)},
+            seconds=seconds,
+        )
+        return list(said), student
+
+    found, student = events(1e-9)
+    kinds = [type(e) for e in found]
+    assert kinds == [Evaluated, Saved, Step, Evaluated, Saved, Stopped]
+    assert "run it again to go on" in only(found, Stopped).reason
+    assert has_weights(student, saved_weights(tmp_path, 0))
+    found, student = events(1000.0)
+    assert found[0] == Resumed(1) and len(losses(found)) == 9
+    assert has_weights(student, saved_weights(tmp_path, 10))
+
+
 def spoiled(at: int, factor: float) -> Wrap:
     """The objective, with losses multiplied from its call number ``at`` on, counted from 0."""
 

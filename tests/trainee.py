@@ -72,7 +72,11 @@ class Noisy:
 
 
 def events(
-    folder: Path, group: parallel.Group | None = None, noisy: bool = False, **values: Any
+    folder: Path,
+    group: parallel.Group | None = None,
+    noisy: bool = False,
+    seconds: float = 0.0,
+    **values: Any,
 ) -> Iterator[Event]:
     options = TrainingOptions(**{"batch_size": 4, "learning_rate": 5e-3, **values})
     student = learner()
@@ -85,6 +89,7 @@ def events(
         Saves(folder),
         lambda: examination(student.student),
         group=group,
+        seconds=seconds,
     )
 
 

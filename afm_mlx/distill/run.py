@@ -4,8 +4,6 @@ Every stage leaves its result in the run's folder, so the same recipe goes on wh
 tokens, the teacher's logits, the pruned start, the saves of training.
 """
 
-import math
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,7 +26,7 @@ from afm_mlx.errors import InputError, first_line
 from afm_mlx.model import Model, ModelArgs, named_weights
 from afm_mlx.parallel import Group
 from afm_mlx.saves import Saves
-from afm_mlx.training import Event, Step, to_json, train
+from afm_mlx.training import Event, to_json, train
 
 import mlx.core as mx
 import numpy as np
@@ -280,7 +278,6 @@ class _Run:
         if recipe.loss.hidden_weight:
             width = self.committee.teachers[0].model.args.hidden_size
         learner = Learner(self.student, width)
-        self.student.model.gradient_checkpointing = recipe.training.gradient_checkpointing
         objective: Objective | CrossObjective
         if self.crosses:
             teacher = self.committee.teachers[0]
@@ -289,7 +286,6 @@ class _Run:
         else:
             objective = Objective(learner, self.committee, recipe.loss, self.cache)
         mx.reset_peak_memory()
-        deadline = time.monotonic() + recipe.seconds if recipe.seconds else math.inf
         batches: Batches | OnPolicyBatches = self.batches
         if recipe.own.on_policy:
             batches = OnPolicyBatches(
@@ -310,12 +306,14 @@ class _Run:
                 Saves(self.out / "saves"),
                 lambda: self.examination(self.student),
                 group=self.group,
+                seconds=recipe.seconds,
             ):
                 log.write(to_json(event))
                 yield event
-                if isinstance(event, Step) and time.monotonic() > deadline:
-                    break
-        self.peak = mx.get_peak_memory()
+        seen = read_json(self.seen)
+        self.peak = max(mx.get_peak_memory(), int(seen.get("peak_memory", 0)))
+        if self.rank == 0:
+            write_json(self.seen, {**seen, "peak_memory": self.peak})
 
     # ---- the end
 
