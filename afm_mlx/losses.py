@@ -114,6 +114,7 @@ def hidden_error(student: mx.array, teacher: mx.array, projection: mx.array | No
     """
     if projection is not None:
         student = student @ projection.T
+    student, teacher = student.astype(mx.float32), teacher.astype(mx.float32)
     size = mx.mean(mx.square(teacher), axis=-1) + 1e-6
     return mx.mean(mx.square(student - teacher), axis=-1) / size
 
@@ -138,7 +139,7 @@ def _relations(x: mx.array, mask: mx.array, heads: int) -> mx.array:
     b, length, dim = x.shape
     if dim % heads:
         raise ValueError(f"{dim} cannot be cut into {heads} relation heads")
-    split = x.reshape(b, length, heads, -1).transpose(0, 2, 1, 3)
+    split = x.astype(mx.float32).reshape(b, length, heads, -1).transpose(0, 2, 1, 3)
     scores = (split @ split.swapaxes(-1, -2)) * (dim // heads) ** -0.5
     return log_softmax(mx.where(mask, scores, ops.MASKED))
 
@@ -181,7 +182,8 @@ def chunked_sum(
             values, gradients = with_gradients(parts[0], weight, *parts[1:])
             pieces.append(gradients[0] if train_head else gradients)
             if train_head:
-                total = gradients[1] if total is None else total + gradients[1]
+                head = gradients[1].astype(mx.float32)  # many small sums
+                total = head if total is None else total + head
             sums = _add(sums, values)
         return [*sums, mx.concatenate(pieces), *([] if total is None else [total])]
 
@@ -190,7 +192,8 @@ def chunked_sum(
     def scaled(primals: Any, cotangents: Any, outputs: Any) -> list[mx.array]:
         scale = cotangents[0]
         constant = [mx.zeros_like(p) for p in primals[1 + train_head :]]
-        return [g * scale for g in outputs[-1 - train_head :]] + constant
+        learnt = zip(outputs[-1 - train_head :], primals, strict=False)
+        return [(g * scale).astype(p.dtype) for g, p in learnt] + constant
 
     summed.vjp(scaled)
     results = summed(hidden, weight, *along)

@@ -264,17 +264,16 @@ class _Run:
         self.model, self.options, self.saves, self.group = model, options, saves, group
         self.rank, self.size = (group.rank(), group.size()) if group else (0, 1)
         mixed = options.mixed_precision
-        self.computed = (
-            _half if (mx.default_device() != mx.cpu if mixed is None else mixed) else _same
-        )
+        if mixed is None:
+            mixed = mx.default_device() != mx.cpu
+        computed = self.computed = _half if mixed else _same
         _keep_less(model, options.gradient_checkpointing)
         model.train()
         model.update(tree_map(lambda x: x.astype(mx.float32), model.trainable_parameters()))
         self.optimizer = make_optimizer(options)
         self.optimizer.init(model.trainable_parameters())
 
-        computed = self.computed  # not self: a cycle would keep all alive after the run
-
+        # It must not know self: as a cycle, all would outlive the run.
         def loss(parameters: Tree, batch: Batch) -> tuple[mx.array, dict[str, mx.array]]:
             model.update(computed(parameters))
             total, count, parts = objective(batch)
@@ -332,33 +331,29 @@ class _Run:
         seed = np.random.SeedSequence([self.options.seed, number, self.rank])
         mx.random.seed(int(seed.generate_state(1)[0]))
         gradients, figures = self._sums(batch)
-        for name in gradients:  # one by one: never are all there twice
+        for name in sorted(gradients):  # one by one: never are all there twice
             gradients[name] = parallel.total(gradients[name], self.group)
         figures["tokens"] = mx.array(batch.num_tokens)
         names = sorted(figures)
         sums = parallel.total(mx.stack([figures[n].astype(mx.float32) for n in names]), self.group)
         squares = mx.stack([mx.sum(mx.square(g)) for g in gradients.values()])
-        norm = mx.sqrt(mx.sum(squares))[None]
+        known = mx.concatenate([mx.sqrt(mx.sum(squares))[None], sums])
         # What decides must be the same to the last bit for all.
-        size, *values = np.array(parallel.first(mx.concatenate([norm, sums]), self.group)).tolist()
+        norm, *values = np.array(parallel.first(known, self.group)).tolist()
         found = dict(zip(names, values, strict=True))
         tokens, count = int(found.pop("tokens")), max(found.pop("count"), 1.0)
-        size, means = size / count, {name: value / count for name, value in found.items()}
-        loss = means.pop("loss")
-        if not math.isfinite(loss) or not math.isfinite(size):
-            raise AstrayError(f"step {number + 1} gave no number (loss {loss:g}, norm {size:g})")
-        scale = min(self.options.clip / (size + 1e-6), 1.0) / count
+        parts = {name: value / count for name, value in found.items()}
+        norm, loss = norm / count, parts.pop("loss")
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise AstrayError(f"step {number + 1} gave no number (loss {loss:g}, norm {norm:g})")
+        scale = min(self.options.clip / (norm + 1e-6), 1.0) / count
         for name in gradients:
             gradients[name] = gradients[name] * scale
         self.optimizer.learning_rate = learning_rate(self.options, number)
-        self.model.update(
-            self.optimizer.apply_gradients(
-                tree_unflatten(list(gradients.items())), self.model.trainable_parameters()
-            )
-        )
+        self.optimizer.update(self.model, tree_unflatten(list(gradients.items())))
         del gradients
         mx.eval(self.model.trainable_parameters(), self.optimizer.state)
-        return _Taken(loss, size, tokens, means)
+        return _Taken(loss, norm, tokens, parts)
 
     def _sums(self, batch: Batch) -> tuple[dict[str, mx.array], dict[str, mx.array]]:
         """Gradients by name and figures, summed over micro-batches."""

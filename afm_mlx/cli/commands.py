@@ -202,11 +202,6 @@ class Chat(Common):
 class Distill:
     """Prune a student out of a teacher and distil it: see `afm distill --help`."""
 
-    def run(self) -> int:
-        from afm_mlx.cli import distill
-
-        return distill.main([])
-
 
 @dataclass(frozen=True)
 class ListModels:

@@ -11,7 +11,7 @@ from afm_mlx.cli.output import console, errors, print_json
 from afm_mlx.distill import run
 from afm_mlx.distill.markdown import amount, duration
 from afm_mlx.distill.plan import Plan
-from afm_mlx.distill.recipe import Recipe, from_values, parse_setting, read_toml
+from afm_mlx.distill.recipe import Recipe, from_values, parse_setting, read_toml, settings
 from afm_mlx.distill.results import Results, Scores, architecture_rows
 from afm_mlx.distill.shape import count_parameters
 from afm_mlx.errors import InputError
@@ -69,13 +69,21 @@ def _settings(arguments: list[str]) -> tuple[dict[str, object], list[str]]:
                     raise InputError("--config needs the name of a TOML file after it")
                 name = arguments[i]
             values |= read_toml(Path(name))
-        elif "=" in argument and argument.partition("=")[0].isidentifier():
+        elif _is_setting(argument, rest):
             name, value = parse_setting(argument)
             given[name] = value
         else:
             rest.append(argument)
         i += 1
     return values | given, rest
+
+
+def _is_setting(argument: str, before: list[str]) -> bool:
+    """Whether it is ``key=value``, and no value of an option that happens to look so."""
+    name = argument.partition("=")[0]
+    if "=" not in argument or not name.isidentifier():
+        return False
+    return name in settings() or not before
 
 
 def _json(command: Command, group: Group | None) -> int:
@@ -129,10 +137,11 @@ class _View:
             case run.Measured():
                 console.print(Text(f"{event.who}: {_scores(event.scores)}"))
             case Step():
+                agreement = event.parts.get("agreement")
                 text = (
                     f"step {event.step} · loss {event.loss:.3f}"
-                    f" · agreement {event.parts.get('agreement', 0):.2f}"
-                    f" · {event.tokens_per_second:.0f} tok/s"
+                    + (f" · agreement {agreement:.2f}" if agreement is not None else "")
+                    + f" · {event.tokens_per_second:.0f} tok/s"
                 )
                 self._bar(text, event.step, self.recipe.training.steps)
             case Evaluated():
@@ -170,10 +179,10 @@ def _print_plan(plan: Plan) -> None:
     table = Table(box=None, title=f"{plan.teacher} teaches", title_justify="left")
     for name in ("", "teacher", "student"):
         table.add_column(name)
-    sizes = (count_parameters(a) for a in (plan.before, plan.after))
+    sizes = (plan.teacher_parameters, count_parameters(plan.after))
     table.add_row("parameters", *(amount(s) for s in sizes))
-    for row in architecture_rows(plan.before, plan.after):
-        table.add_row(*row)
+    for row in architecture_rows(plan.before or plan.after, plan.after):
+        table.add_row(row.name, row.before if plan.before else "", row.after)
     console.print(table)
     console.print(
         Text(

@@ -11,7 +11,7 @@ from afm_mlx.data.sources import Sample, Source, read
 from afm_mlx.data.tokens import TokenStore, cache_key, tokenize
 from afm_mlx.distill.answers import LocalRespondent, Respondent
 from afm_mlx.distill.endpoint import Endpoint
-from afm_mlx.distill.files import write_bytes
+from afm_mlx.distill.files import digest, write_bytes
 from afm_mlx.distill.prompts import read_prompts
 from afm_mlx.distill.recipe import Recipe
 from afm_mlx.distill.rewards import Reward
@@ -73,6 +73,7 @@ def build(recipe: Recipe, sources: Sequence[Source], tokenizer: Tokenizer) -> Co
     """
     data, out = recipe.data, Path(recipe.out)
     notes: list[str] = []
+    quality = digest(Path(data.quality)) if data.quality else ""
     report = filters.FilterReport()
 
     def samples(source: Source) -> Iterator[Sample]:
@@ -85,7 +86,7 @@ def build(recipe: Recipe, sources: Sequence[Source], tokenizer: Tokenizer) -> Co
 
     parts, tokens, keys = [], [], [str(data.window)]
     for source in sources:
-        key = cache_key(tokenizer, [source], {"filters": data.filters, "quality": data.quality})
+        key = cache_key(tokenizer, [source], {"filters": data.filters, "quality": quality})
         store = tokenize(samples(source), tokenizer, out / "tokens", key)
         keys.append(key)
         parts.append(Windows.of(store, data.window))

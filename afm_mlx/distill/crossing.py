@@ -63,8 +63,9 @@ class CrossObjective:
         remaining = iter(chunks)  # chunked_sum goes through the rows in order, each once
 
         def rows(own: mx.array, weight: mx.array, other: mx.array) -> tuple[mx.array]:
-            logits = self.teacher.head(other)
-            return (mx.sum(span_loss(own @ weight.T, logits, next(remaining), self.vocabularies)),)
+            logits = self.teacher.head(other).astype(mx.float32)
+            ours = (own @ weight.T).astype(mx.float32)
+            return (mx.sum(span_loss(ours, logits, next(remaining), self.vocabularies)),)
 
         own = mx.concatenate([c.student.of(hidden) for c in chunks])
         other = mx.concatenate([c.teacher.of(said) for c in chunks])
@@ -74,7 +75,7 @@ class CrossObjective:
         def rows(
             own: mx.array, weight: mx.array, labels: mx.array, learn: mx.array
         ) -> tuple[mx.array]:
-            return (mx.sum(cross_entropy(own @ weight.T, labels) * learn),)
+            return (mx.sum(cross_entropy((own @ weight.T).astype(mx.float32), labels) * learn),)
 
         learn = mx.array(batch.learn.astype(np.float32)).reshape(-1)
         labels = mx.array(batch.labels).reshape(-1)

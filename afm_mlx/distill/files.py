@@ -1,5 +1,6 @@
 """Files of a run: whole or not there; metrics line by line."""
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 from afm_mlx.distill.plots import write_bytes
 from afm_mlx.errors import InputError, first_line
 
-__all__ = ["Log", "read_json", "write_bytes", "write_json"]
+__all__ = ["Log", "digest", "read_json", "write_bytes", "write_json"]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -26,6 +27,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     write_bytes(path, json.dumps(value, indent=1, ensure_ascii=False).encode())
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    try:
+        with path.open("rb") as f:
+            return hashlib.file_digest(f, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"cannot read {path} ({first_line(error)}): check its name") from error
 
 
 class Log:

@@ -1,4 +1,4 @@
-"""What the teacher said, on disk: later epochs and further runs need no teacher.
+"""What the teacher said, on disk: later epochs and longer runs need not ask it again.
 
 For each position the ``k`` likeliest tokens and their log-probabilities (float16); the rest of
 the mass is what they leave over. Shards of safetensors are written one by one under a temporary
@@ -7,6 +7,7 @@ name and renamed, so a broken run goes on with the next one.
 
 import hashlib
 import os
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ Array = np.ndarray[Any, Any]
 
 SHARD = 32
 """Windows in a shard."""
+OPEN_SHARDS = 8
+"""Shards kept in memory."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class LogitCache:
 
     def __init__(self, folder: Path, k: int) -> None:
         self.folder, self.k = Path(folder), k
-        self._shards: dict[str, dict[str, Any]] = {}
+        self._shards: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._where: dict[int, tuple[str, int]] = {}
         for path in sorted(self.folder.glob("shard-*.safetensors")):
             self._add(path)
@@ -91,6 +94,9 @@ class LogitCache:
         if name not in self._shards:
             loaded: Any = mx.load(str(self.folder / name))
             self._shards[name] = loaded
+            if len(self._shards) > OPEN_SHARDS:
+                self._shards.popitem(last=False)
+        self._shards.move_to_end(name)
         return self._shards[name]
 
     def _write(self, indices: mx.array, logs: mx.array, numbers: list[int]) -> None:

@@ -47,7 +47,7 @@ class MaskedMLP(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         mlp = self.mlp
-        mask = soft_top_k(self.scores, self.k, self.eps)
+        mask = soft_top_k(self.scores, self.k, self.eps).astype(x.dtype)
         return mlp.down_proj(swiglu(mlp.gate_proj(x), mlp.up_proj(x)) * mask)
 
 

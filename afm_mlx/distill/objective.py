@@ -63,7 +63,7 @@ class LossOptions:
             raise InputError(f"temperature must be above 0, not {self.temperature}")
         if not 0 <= self.label_weight <= 1:
             raise InputError(f"label_weight is a share from 0 to 1, not {self.label_weight}")
-        if min(self.hidden_weight, self.relation_weight) < 0:
+        if not all(0 <= w < math.inf for w in (self.hidden_weight, self.relation_weight)):
             raise InputError("weights of hidden states and relations must not be below 0")
 
     @property
@@ -96,7 +96,7 @@ class Learner(nn.Module):
 
 def places(layers: int) -> list[int]:
     """Layers whose inputs are compared: evenly spaced, the last one among them."""
-    return [round((i + 1) * layers / DEPTHS) - 1 for i in range(DEPTHS)]
+    return [max(round((i + 1) * layers / DEPTHS) - 1, 0) for i in range(DEPTHS)]
 
 
 class Objective:
@@ -129,9 +129,11 @@ class Objective:
             along += self.cached(batch)
         elif options.needs_teacher:
             assert self.committee is not None
-            if seen is not None:
-                inside, parts = self._inside(batch, seen, learn)
-            along += self.committee.states(batch)
+            if seen is None:
+                along += self.committee.states(batch)
+            else:
+                states, inside, parts = self._inside(batch, seen, learn)
+                along.append(states)
         total, agreed = chunked_sum(
             self._rows,
             hidden.reshape(-1, hidden.shape[-1]),
@@ -184,12 +186,13 @@ class Objective:
 
     def _inside(
         self, batch: Batch, seen: Sequence[mx.array], learn: mx.array
-    ) -> tuple[mx.array, dict[str, mx.array]]:
-        """Weighted errors of hidden states and relations."""
+    ) -> tuple[mx.array, mx.array, dict[str, mx.array]]:
+        """What the teacher's head takes, and weighted errors of hidden states and relations."""
         assert self.committee is not None
         teacher = self.committee.teachers[0]
         theirs: list[mx.array] = []
-        mx.eval(teacher.states(batch, theirs))
+        states = teacher.states(batch, theirs)
+        mx.eval(states, theirs)
         options, student = self.options, self.learner.student
         allowed = mask(batch.segments)
         total = mx.array(0.0)
@@ -220,7 +223,7 @@ class Objective:
             total = total + options.hidden_weight * parts["hidden"]
         if "relations" in parts:
             total = total + options.relation_weight * parts["relations"]
-        return total, parts
+        return states.reshape(-1, states.shape[-1]), total, parts
 
 
 class Examination:

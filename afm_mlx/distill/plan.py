@@ -1,7 +1,9 @@
 """Before a run begins: shapes, amounts, and whether it fits into memory, with the arithmetic."""
 
 import os
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from afm_mlx.distill.logits import cache_size
 from afm_mlx.distill.recipe import Recipe
@@ -23,13 +25,15 @@ class Plan:
     """What a run will do.
 
     Attributes:
+        before: the teacher's shape, if it is of this package's kind.
         memory: bytes by purpose, at the peak of training.
         available: bytes that this process may use.
         disk: bytes of the teacher's cached logits; 0 without a cache.
     """
 
     teacher: str
-    before: ModelArgs
+    teacher_parameters: int
+    before: ModelArgs | None
     after: ModelArgs
     tokens: int
     train_windows: int
@@ -59,15 +63,20 @@ class Plan:
 
 
 def available_memory() -> int:
-    """Bytes that MLX may use: the GPU's recommended working set, or the system's free memory."""
+    """Bytes that MLX may still use: of the GPU's working set, or of the system's memory."""
     if mx.default_device() != mx.cpu:
-        size = mx.device_info().get("max_recommended_working_set_size")
-        if isinstance(size, int) and size:
-            return size
+        info = mx.device_info()
+        for name in ("max_recommended_working_set_size", "free_memory", "memory_size"):
+            size = info.get(name)
+            if isinstance(size, int) and size:
+                return size - mx.get_active_memory()
     try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text("ascii"))
+    except OSError:  # no Linux
+        found = None
+    if found:
+        return int(found[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def memory(

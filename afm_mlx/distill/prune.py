@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from afm_mlx.data.packing import Batch, PackedCache
+from afm_mlx.distill.shape import needed_layers
 from afm_mlx.model import Model, ModelArgs, TransformerBlock, named_weights
 from afm_mlx.ops import swiglu
 
@@ -77,7 +78,7 @@ def measure(model: Model, batches: Sequence[Batch]) -> Work[Importance]:
             streams[i] = look.after
             if number < model.model.num_regular:
                 shared[i] = look.kv
-            sums = [mx.sum(s * used[i], axis=(0, 1)) for s in look.sizes()]
+            sums = [mx.sum(s.astype(mx.float32) * used[i], (0, 1)) for s in look.sizes()]
             totals = sums if totals is None else [a + b for a, b in zip(totals, sums, strict=True)]
             mx.eval(totals, streams[i], shared[i])
         assert totals is not None
@@ -85,7 +86,8 @@ def measure(model: Model, batches: Sequence[Batch]) -> Work[Importance]:
         turn, activation, written, channels = [t / count for t in totals]
         down: Any = layer.mlp.down_proj.weight
         turns.append(turn.item())
-        ffn.append(np.array(mx.sqrt(activation) * mx.linalg.norm(down, axis=0)))
+        norms = mx.linalg.norm(down.astype(mx.float32), axis=0)
+        ffn.append(np.array(mx.sqrt(activation) * norms))
         heads.append(np.array(written))
         hidden = hidden + channels
         yield number + 1, len(model.layers)
@@ -139,9 +141,7 @@ def choose(
     """What stays in a model of ``shape``; ``ffn`` are other scores for the FFN dimensions."""
     regular = args.num_hidden_layers - args.num_kv_reuse_layers
     dropped = args.num_hidden_layers - shape.num_hidden_layers
-    # The first and the last two layers are needed to get in and out (arXiv 2407.14679,
-    # section 4.2), and the last regular one has the keys and values of those that reuse them.
-    safe = {0, args.num_hidden_layers - 2, args.num_hidden_layers - 1, regular - 1}
+    safe = needed_layers(args)
     free = [i for i in range(regular) if i not in safe]
     order = sorted(free, key=lambda i: importance.layers[i])
     layers = np.array(sorted(set(range(args.num_hidden_layers)) - set(order[:dropped])))
@@ -252,9 +252,10 @@ def refit(
             mine = _Look(own, pruned[i], batch, shared[i][1])
             shared[i][1] = mine.kv
             used = mx.array(batch.segments > 0).reshape(-1, 1)
-            x = mine.hidden.reshape(-1, size) * used
+            x = mine.hidden.reshape(-1, size).astype(mx.float32) * used
             middle = mine.after - own.mlp.down_proj(mine.hidden)
-            error = (whole[i][..., channels] - middle).reshape(-1, len(kept.hidden))
+            error = (whole[i][..., channels] - middle).astype(mx.float32)
+            error = error.reshape(-1, len(kept.hidden))
             gram, cross = gram + x.T @ x, cross + (error * used).T @ x
             middles.append((middle, mine.hidden))
             mx.eval(gram, cross, middles[-1], mine.kv)

@@ -36,7 +36,7 @@ class DataOptions:
     text_field: str = "text"
     """Field of JSON objects that holds the text."""
     filters: tuple[Filter, ...] = ()
-    """Filters in their order, such as exact near personal."""
+    """Filters in their order, such as exact near personal; they look at each source alone."""
     quality: str = ""
     """File of a quality classifier; samples below one half are dropped."""
     skip_bad: bool = False
@@ -100,6 +100,8 @@ class Recipe:
     teacher: tuple[str, ...] = ()
     """Model folder, .gguf file or hub repository; several form a committee. The embedded
     default if left out."""
+    teacher_weights: tuple[float, ...] = ()
+    """How much each member of a committee counts; alike if left out."""
     student: str = ""
     """A smaller model to teach; if left out, one is pruned from the (first) teacher."""
     out: Path = Path("distilled")
@@ -121,6 +123,17 @@ class Recipe:
             raise InputError("hidden states need a teacher that runs along: set top_k to 0")
         if self.own.on_policy and self.cache.top_k and self.loss.needs_teacher:
             raise InputError("the student's own answers are in no cache: set top_k to 0")
+        labels = self.loss.loss in ("cross-entropy", "teacher-top1") or self.loss.label_weight
+        if self.own.on_policy and labels:
+            raise InputError(
+                "the student's own answers are no labels: choose a divergence as loss, without"
+                " label_weight"
+            )
+        if self.prune.learned_masks and (self.prune.layers or not self.cache.top_k):
+            raise InputError(
+                "masks are learnt for a whole stack, from cached logits: leave layers out, and set"
+                " top_k"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """All settings in tables, as :func:`from_values` and TOML take them."""
@@ -128,7 +141,7 @@ class Recipe:
 
 
 CHANGEABLE = (
-    "steps", "out", "seconds", "evaluate_every", "save_every", "patience", "test", "licence",
+    "steps", "out", "seconds", "evaluate_every", "save_every", "patience", "licence",
     "micro_batch", "gradient_checkpointing", "warmup", "final", "learning_rate",
 )  # fmt: skip
 """Settings that may differ when a run goes on."""
@@ -222,8 +235,8 @@ def _check_choice(name: str, value: Any, wanted: Any) -> None:
 def _fitting(name: str, value: Any, default: Any) -> Any:
     """``value`` in the type of ``default``."""
     if isinstance(default, tuple):
-        items = value if isinstance(value, list) else str(value).split()
-        return tuple(str(v) for v in items)
+        items = value if isinstance(value, list) else [value]
+        return tuple(v if isinstance(v, float | int) else str(v) for v in items)
     if isinstance(default, Path):
         return Path(str(value))
     if isinstance(default, bool) or default is None:

@@ -12,14 +12,14 @@ from typing import Any
 from afm_mlx import checkpoint
 from afm_mlx.data.packing import Batches
 from afm_mlx.data.sources import Source
-from afm_mlx.distill import corpus, cutting, measure, plan, results, shape, teachers
+from afm_mlx.distill import checks, corpus, cutting, measure, plan, results, shape, teachers
 from afm_mlx.distill.crossing import CrossObjective
 from afm_mlx.distill.cutting import Progress as Progress
 from afm_mlx.distill.files import Log, read_json, write_json
 from afm_mlx.distill.logits import LogitCache
 from afm_mlx.distill.objective import Examination, Learner, Objective, wanted
 from afm_mlx.distill.onpolicy import OnPolicyBatches
-from afm_mlx.distill.recipe import SHIPPED, Recipe, differences
+from afm_mlx.distill.recipe import SHIPPED, Recipe
 from afm_mlx.distill.report import model_card, write_report
 from afm_mlx.distill.sequence import Answered
 from afm_mlx.errors import InputError, first_line
@@ -30,6 +30,7 @@ from afm_mlx.training import Event, to_json, train
 
 import mlx.core as mx
 import numpy as np
+from mlx_lm.utils import get_total_parameters
 
 Array = np.ndarray[Any, Any]
 
@@ -76,7 +77,6 @@ def distill(
     yield from run.prepare(plan_only)
     if plan_only:
         return
-    run.begin()
     yield from run.start_student()
     yield from run.ask_teacher()
     yield from run.teach()
@@ -97,30 +97,31 @@ class _Run:
 
     def prepare(self, plan_only: bool) -> Iterator[RunEvent]:
         recipe = self.recipe
-        before = read_json(self.out / "recipe.json")
-        changed = differences(before, recipe.to_dict()) if before else []
-        if changed:
-            raise InputError(
-                f"{self.out} holds a run with other settings ({', '.join(changed)}): choose another"
-                " folder with --out, or delete it"
-            )
+        checks.folder(recipe, self.out)
         named = recipe.teacher or (None,)
         members = [teachers.load(name) for name in named]
-        self.committee = teachers.Committee(tuple(members))
+        self.committee = teachers.Committee(tuple(members), recipe.teacher_weights)
         loaded = self._base()
         self.base, self.tokenizer = loaded.model, loaded.tokenizer
         self.crosses = teachers.vocabulary(self.tokenizer) != teachers.vocabulary(
             members[0].tokenizer
         )
-        if self.crosses:
-            self._check_crossing()
+        args = self.base.args
+        checks.vocabularies(recipe, self.committee, args, self.crosses)
+        checks.window(recipe, args)
+        self.shape = args if recipe.student else shape.choose_shape(args, recipe.prune)
+        if recipe.prune.learned_masks and self.shape.num_hidden_layers != args.num_hidden_layers:
+            raise InputError("masks are learnt for a whole stack: choose a larger target_params")
         if recipe.asking.prompts:
             yield from self._answers(plan_only)
         self.corpus = corpus.build(recipe, corpus.sources(recipe), self.tokenizer)
-        args = self.base.args
+        checks.same(recipe, self.corpus, read_json(self.seen), self.group)
+        if recipe.data.test:
+            measure.on_test(recipe, self.tokenizer)  # a bad file shows now, not at the end
+        if recipe.own.on_policy:
+            self._own_batches()
         self.before = getattr(members[0].model, "args", args)
-        self.teacher_parameters = sum(w.size for m in members for w in _weights(m.model))
-        self.shape = args if recipe.student else shape.choose_shape(args, recipe.prune)
+        self.teacher_parameters = sum(get_total_parameters(m.model) for m in members)
         options = recipe.training
         self.batches = Batches(
             self.corpus.train.per_source,
@@ -134,7 +135,8 @@ class _Run:
         yield Planned(
             plan.Plan(
                 self.committee.name,
-                args,
+                self.teacher_parameters,
+                self.before if isinstance(self.before, ModelArgs) else None,
                 self.shape,
                 tokens,
                 len(self.corpus.train),
@@ -150,8 +152,8 @@ class _Run:
         """Let the teachers answer the prompts."""
         if self.group is not None:
             raise InputError(
-                "prompts are answered on one machine: do that first, then give the others"
-                " answers/answers.jsonl as --data"
+                "prompts are answered on one machine: do that first, then begin another run with"
+                " answers/answers.jsonl as --data and without --prompts"
             )
         if plan_only and not corpus.answers_folder(self.recipe).exists():
             raise InputError("a plan needs the answers to the prompts: run it without plan first")
@@ -165,6 +167,10 @@ class _Run:
         """What the student is cut from, or the student that was named."""
         if self.recipe.student:
             loaded = checkpoint.load(self.recipe.student, dtype=mx.float32)
+            if any(name.endswith(".scales") for name, _ in named_weights(loaded.model)):
+                raise InputError(
+                    f"{self.recipe.student} is quantised and cannot be trained: name the full one"
+                )
             return loaded
         teacher = self.committee.teachers[0]
         if not isinstance(teacher.model, Model):
@@ -174,19 +180,18 @@ class _Run:
             )
         return checkpoint.Checkpoint(teacher.name, Path(), teacher.model, teacher.tokenizer)
 
-    def _check_crossing(self) -> None:
-        """A teacher with another vocabulary runs along, alone, and is compared by spans."""
+    def _own_batches(self) -> OnPolicyBatches:
+        """Conversations whose answers the student may write itself."""
         recipe = self.recipe
-        if len(self.committee.teachers) > 1 or recipe.cache.top_k or recipe.loss.looks_inside:
-            raise InputError(
-                "teacher and student have different vocabularies: name one teacher, set top_k to"
-                " 0, and compare no hidden states"
-            )
-        if recipe.loss.loss != "forward-kl" or recipe.loss.temperature != 1:
-            raise InputError(
-                "across vocabularies there is forward-kl at temperature 1: leave loss and"
-                " temperature as they are"
-            )
+        return OnPolicyBatches(
+            getattr(self, "student", self.base),
+            self.corpus.conversations,
+            self.tokenizer.eos_token_ids,
+            recipe.data.window,
+            recipe.training.batch_size,
+            recipe.own,
+            recipe.training.seed,
+        )
 
     def begin(self) -> None:
         """Note the recipe in the run's folder."""
@@ -237,6 +242,7 @@ class _Run:
                 self.batches,
                 self.examination,
             )
+            self.begin()
             checkpoint.save(start, self.student, self.tokenizer, base=teacher.name, overwrite=True)
         self.of_pruned = self._scores(self.student)
         yield Measured("student at the start", self.of_pruned)
@@ -246,9 +252,11 @@ class _Run:
             )
             for p, t in zip(prompts, said, strict=True)
         ]
+        self.begin()
         write_json(
             self.seen,
             {
+                "text": self.corpus.key,
                 "teacher": asdict(self.of_teacher),
                 "pruned": asdict(self.of_pruned),
                 "samples": [list(s) for s in self.samples],
@@ -261,14 +269,23 @@ class _Run:
         """Fill the cache of logits, then let go of the teacher; or keep it running along."""
         recipe = self.recipe
         self.cache: LogitCache | None = None
-        if not recipe.loss.needs_teacher or not recipe.cache.top_k:
+        if recipe.loss.needs_teacher and not recipe.cache.top_k:
+            return
+        if not recipe.loss.needs_teacher:
+            self._let_go()
             return
         self.cache = cutting.logit_cache(recipe, self.corpus, self.committee)
         numbers = wanted(self.batches, recipe.training.steps, self.rank, self.size)
         yield from cutting.fill(self.cache, recipe, self.corpus, self.committee, numbers)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Keep of the teacher only what the held-out text needs."""
         if self.rank == 0:
             self.examination.prepare()
-        self.committee = self.examination.committee = self.committee.heads_only()
+        self.committee = self.committee.heads_only()
+        if not self.crosses:
+            self.examination.committee = self.committee
         self.base = self.student
 
     def teach(self) -> Iterator[RunEvent]:
@@ -279,7 +296,7 @@ class _Run:
             width = self.committee.teachers[0].model.args.hidden_size
         learner = Learner(self.student, width)
         objective: Objective | CrossObjective
-        if self.crosses:
+        if self.crosses and recipe.loss.needs_teacher:
             teacher = self.committee.teachers[0]
             weight = recipe.loss.label_weight
             objective = CrossObjective(learner, self.tokenizer, teacher, weight)
@@ -288,15 +305,7 @@ class _Run:
         mx.reset_peak_memory()
         batches: Batches | OnPolicyBatches = self.batches
         if recipe.own.on_policy:
-            batches = OnPolicyBatches(
-                self.student,
-                self.corpus.conversations,
-                self.tokenizer.eos_token_ids,
-                recipe.data.window,
-                recipe.training.batch_size,
-                recipe.own,
-                recipe.training.seed,
-            )
+            batches = self._own_batches()
         with Log(self.out / "metrics.jsonl") as log:
             for event in train(
                 learner,
@@ -320,7 +329,7 @@ class _Run:
     def finish(self) -> Finished:
         """Write student, report and card."""
         recipe = self.recipe
-        self.student.eval()
+        self.student.set_dtype(checkpoint.default_dtype())
         scores = self._scores(self.student)
         prompts = measure.prompts(self.corpus, self.tokenizer)
         samples = tuple(
@@ -328,15 +337,16 @@ class _Run:
             for s, p in zip(self.samples, prompts, strict=True)
         )
         folder = self.out / "student"
-        base = self.committee.name
+        teacher = self.committee.name
+        base = recipe.student or self.committee.teachers[0].name
         signature = checkpoint.save(
             folder, self.student, self.tokenizer, base=base, licence=recipe.licence, overwrite=True
         )
         metrics = results.read_metrics(self.out / "metrics.jsonl")
         found = results.Results(
-            teacher=base,
+            teacher=teacher,
             student=self.out.resolve().name,
-            base_model=base if "/" in base and not Path(base).exists() else "",
+            base_model=base if base.count("/") == 1 and not Path(base).exists() else "",
             licence=recipe.licence,
             path=str(folder),
             in_mlx_lm=self.shape.is_llama,

@@ -40,7 +40,7 @@ class PruneOptions:
     refit: bool = True
     """Fit what is left of each layer to what the whole layer gave, by least squares."""
     calibration: int = 32
-    """Windows of training text that importance and fit are measured on."""
+    """Windows that importance and fit are measured on, the first of those trained on."""
 
     def __post_init__(self) -> None:
         if not 0 < self.ffn <= 1:
@@ -79,6 +79,16 @@ def count_parameters(args: ModelArgs) -> int:
     return attention + ffn + norms + embeddings
 
 
+def needed_layers(args: ModelArgs) -> set[int]:
+    """Layers that are never dropped.
+
+    The first and the last two are needed to get in and out (arXiv 2407.14679, section 4.2),
+    the last regular one has the keys and values of those that reuse them, which all stay.
+    """
+    last, regular = args.num_hidden_layers - 1, args.num_hidden_layers - args.num_kv_reuse_layers
+    return {0, max(last - 1, 0), last, regular - 1, *range(regular, last + 1)}
+
+
 def choose_shape(args: ModelArgs, options: PruneOptions) -> ModelArgs:
     """Shape of the student.
 
@@ -97,8 +107,9 @@ def choose_shape(args: ModelArgs, options: PruneOptions) -> ModelArgs:
     ):
         if value > most:
             raise InputError(f"{name}={value} is more than the teacher's {most}: choose fewer")
-    if layers <= args.num_kv_reuse_layers:
-        raise InputError(f"layers={layers} leaves none that owns keys and values: choose more")
+    least = len(needed_layers(args))
+    if layers < least:
+        raise InputError(f"layers={layers} are too few: at least {least} are needed")
     shape = _resized(args, options.ffn, kv, layers, hidden)
     if shape == args:
         raise InputError("nothing would be pruned: lower ffn, or give target_params")
@@ -140,7 +151,7 @@ def _nearest(args: ModelArgs, target: int) -> ModelArgs:
     depths = (
         [deep]
         if varied
-        else range(max(math.ceil(deep * LEAST_DEPTH), args.num_kv_reuse_layers + 1), deep + 1)
+        else range(max(math.ceil(deep * LEAST_DEPTH), len(needed_layers(args))), deep + 1)
     )
     widths = [w for w in range(wide, 0, -MULTIPLE) if w >= wide * LEAST_WIDTH]
     groups = range(math.ceil(kv / 2), kv + 1)

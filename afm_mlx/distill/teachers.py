@@ -80,6 +80,11 @@ class Teacher:
         finally:
             inner.layers = layers
 
+    @cached_property
+    def width(self) -> int:
+        """How many logits there are; some models pad their vocabulary."""
+        return self.head(self.trunk(mx.array([PROBE]), None)[0]).shape[-1]
+
     def head_only(self) -> "Teacher":
         """The same teacher without its trunk, whose memory is free then."""
         return replace(self, model=None, trunk=_gone)
@@ -103,7 +108,7 @@ class _Recorder:
         return self._layer(h, *arguments, **named)
 
 
-def load(source: str | None, revision: str | None = None, dtype: mx.Dtype | None = None) -> Teacher:
+def load(source: str | None) -> Teacher:
     """A teacher from the embedded default, a folder, a GGUF file or the Hub.
 
     Types that this package has no class for, and quantised models, run in mlx-lm's classes.
@@ -111,9 +116,9 @@ def load(source: str | None, revision: str | None = None, dtype: mx.Dtype | None
     Raises:
         ModelError: nothing readable there; the message says what to do.
     """
-    path = hub.resolve(source, revision)
+    path = hub.resolve(source)
     if path.is_file() or _is_ours(path):
-        loaded = checkpoint.load(source, revision, dtype)
+        loaded = checkpoint.load(source)
         return wrap(loaded.name, loaded.model, loaded.tokenizer)
     try:
         model, config = load_model(path)
@@ -164,7 +169,7 @@ class Committee:
         if any(other != first for other in others):
             raise InputError(
                 "these teachers have different vocabularies: teach with one at a time, or let"
-                " them answer (stage sequence)"
+                " them answer --prompts"
             )
 
     @property
