@@ -67,10 +67,21 @@ def test_bad_input(
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     base = [] if "--teacher" in arguments else [f"--teacher={place / 'teacher'}"]
-    assert main(["distill", *base, *arguments]) == 2
+    assert main(["distill", *arguments, *base]) == 2
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1
-    assert not list(tmp_path.iterdir()) or list(tmp_path.iterdir()) == []
+    assert not list(tmp_path.glob("**/*.safetensors"))
+
+
+def test_a_value_that_looks_like_a_setting(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    (place / "lang=en.txt").write_text((place / "text.txt").read_text())
+    code = main(
+        ["distill", "--config", "recipe.toml", "--plan", "--out", "looks", "--data", "lang=en.txt"]
+    )
+    assert code == 0 and "memory:" in capsys.readouterr().out
 
 
 def test_module_and_command_teach(place: Path) -> None:

@@ -79,15 +79,16 @@ def test_live_loss_and_gradients_are_plain_ones(
         assert np.allclose(np.array(gradients[name]), np.array(other), atol=2e-5), name
 
 
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("loss", ["forward-kl", "reverse-kl", "jsd", "teacher-top1"])
 def test_nearly_all_tokens_cached_is_nearly_live(
-    loss: Any, windows: Windows, committee: teachers.Committee, tmp_path: Path
+    temperature: float, loss: Any, windows: Windows, committee: teachers.Committee, tmp_path: Path
 ) -> None:
     """258 of 259 tokens kept: float16 is all that differs."""
     cache = LogitCache(tmp_path / "logits", 258)
-    list(cache.fill(committee, windows, range(len(windows)), 1.0))
+    list(cache.fill(committee, windows, range(len(windows)), temperature))
     batch = windows.batch([1, 2])
-    student, options = random_model(SMALL, 3), LossOptions(loss=loss)
+    student, options = random_model(SMALL, 3), LossOptions(loss=loss, temperature=temperature)
     live, _ = value_and_gradients(Objective(Learner(student), committee, options), batch)
     kept, _ = value_and_gradients(Objective(Learner(student), committee, options, cache), batch)
     assert kept == pytest.approx(live, rel=5e-3)

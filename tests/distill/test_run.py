@@ -234,3 +234,64 @@ def test_the_student_learns_from_its_own_answers(place: Path) -> None:
         recipe(place, "own", **chat)
     wanted = recipe(place, "own", **chat, top_k=0, loss="reverse-kl", steps=3)
     assert len(losses(went(wanted))) == 3
+
+
+def test_half_precision_as_on_gpus(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bfloat16 teacher and bfloat16 arithmetic on float32 weights, in every stage."""
+    monkeypatch.setattr(checkpoint, "default_dtype", lambda: mx.bfloat16)
+    more = {"mixed_precision": True, "learned_masks": 2, "gradient_checkpointing": True}
+    events = went(recipe(place, "half", **more, label_weight=0.1))
+    assert all(np.isfinite(losses(events))) and len(losses(events)) == 6
+    scores = events[-1].results
+    assert scores.of_distilled.perplexity < 0.8 * scores.of_pruned.perplexity
+    weights: Any = mx.load(str(place / "half" / "student" / "model.safetensors"))
+    assert {w.dtype for w in weights.values()} == {mx.bfloat16}
+    inside = {"top_k": 0, "hidden_weight": 0.1, "relation_weight": 0.1, "steps": 2}
+    assert all(np.isfinite(losses(went(recipe(place, "half2", mixed_precision=True, **inside)))))
+
+
+def test_folders_with_other_things_are_left_alone(place: Path) -> None:
+    """The run's student must not replace a model that happens to lie there."""
+    folder = place / "mine"
+    checkpoint.save(folder / "student", random_model(PRESETS["tiny"]), tiny_tokenizer(), base="x")
+    with pytest.raises(InputError, match="has models in it"):
+        went(recipe(place, "mine"))
+    with pytest.raises(InputError, match="is a file"):
+        went(recipe(place, "text.txt"))
+
+
+def test_changed_data_are_another_run(place: Path) -> None:
+    """Held-out text and cached logits belong to the data that the run began with."""
+    text = place / "changing.txt"
+    text.write_text(TEXT * 12)
+    wanted = recipe(place, "changed", data=[str(text)], steps=1)
+    went(wanted)
+    text.write_text(TEXT * 13)
+    with pytest.raises(InputError, match="the data changed"):
+        went(wanted)
+
+
+def test_a_wrong_setting_can_be_corrected(place: Path) -> None:
+    """What fails before the student is cut leaves the folder free for another try."""
+    for wrong, says in (
+        ({"top_k": 999}, "not below the vocabulary"),
+        ({"window": 4096}, "positions"),
+        ({"test": str(place / "none.txt")}, "none.txt"),
+        ({"layers": 1, "ffn": 1.0}, "too few"),
+    ):
+        with pytest.raises(InputError, match=says):
+            went(recipe(place, "corrected", **wrong))
+    assert losses(went(recipe(place, "corrected", steps=1)))
+
+
+def test_a_quantised_student_cannot_be_trained(place: Path) -> None:
+    from mlx_lm.utils import load_model, quantize_model, save_config, save_model
+
+    model, config = load_model(place / "teacher")
+    model, config = quantize_model(model, config, 32, 4)
+    folder = place / "packed"
+    save_model(folder, model)
+    save_config(config, folder / "config.json")
+    tiny_tokenizer().save(folder)
+    with pytest.raises(InputError, match="quantised"):
+        went(recipe(place, "q", student=str(folder)))
