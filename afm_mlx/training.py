@@ -89,9 +89,9 @@ class TrainingOptions:
     """Compute each layer twice to keep less: about a third slower."""
     mixed_precision: bool | None = None
     """Compute in bfloat16 on float32 weights; by default on GPUs only."""
-    evaluate_every: int = 50
+    evaluate_every: int = 25
     """Steps between two looks at the held-out text."""
-    save_every: int = 50
+    save_every: int = 25
     """Steps between two saves."""
     patience: int = 0
     """Stop after so many evaluations without a better one; 0 never stops early."""
