@@ -295,3 +295,15 @@ def test_a_quantised_student_cannot_be_trained(place: Path) -> None:
     tiny_tokenizer().save(folder)
     with pytest.raises(InputError, match="quantised"):
         went(recipe(place, "q", student=str(folder)))
+
+
+@pytest.mark.slow
+def test_the_embedded_default(tmp_path: Path, gguf_path: Path) -> None:
+    """The run without options, on very little text."""
+    little = {"out": str(tmp_path / "run"), "window": 64, "held_out": 4, "calibration": 4}
+    events = went(from_values({**little, "steps": 4, "learning_rate": 1e-4}))
+    found = events[-1].results
+    assert (found.teacher_parameters, found.student_parameters) == (134_515_008, 94_701_888)
+    assert found.of_teacher.perplexity < found.of_pruned.perplexity
+    assert found.of_distilled.kl < found.of_pruned.kl
+    assert found.in_mlx_lm and "WikiText" in (tmp_path / "run" / "report.md").read_text()
