@@ -67,7 +67,8 @@ def test_bad_input(
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     base = [] if "--teacher" in arguments else [f"--teacher={place / 'teacher'}"]
-    assert main(["distill", *arguments, *base]) == 2
+    given = [*base, *arguments] if arguments[0].startswith("-") else [*arguments, *base]
+    assert main(["distill", *given]) == 2
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1
     assert not list(tmp_path.glob("**/*.safetensors"))
