@@ -361,7 +361,7 @@ class _Run:
             ),
             held_out=f"last {recipe.data.held_out} windows of each source",
             test=recipe.data.test,
-            device=str(mx.default_device()),
+            device=_device(),
             peak_memory=self.peak,
             of_teacher=self.of_teacher,
             of_pruned=self.of_pruned,
@@ -421,6 +421,12 @@ def _source(source: Source, tokens: int) -> results.Source:
     if Path(source.path) == SHIPPED:
         return results.Source("WikiText-2, validation part", tokens, "CC BY-SA 3.0")
     return results.Source(source.path, tokens)
+
+
+def _device() -> str:
+    if mx.default_device() == mx.cpu:
+        return "CPU"
+    return str(mx.device_info().get("device_name", "GPU"))
 
 
 def _weights(model: Any) -> list[mx.array]:
