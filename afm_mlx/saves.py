@@ -6,7 +6,6 @@ are older ones renamed and deleted. The newest and the best one are kept.
 """
 
 import json
-import os
 import re
 import shutil
 import tempfile
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from afm_mlx.errors import InputError, first_line
+from afm_mlx.files import flush
 from afm_mlx.progress import State
 
 import mlx.core as mx
@@ -60,11 +60,11 @@ class Saves:
             mx.save_safetensors(str(temporary / _OPTIMIZER), state_of(optimizer))
             (temporary / _STATE).write_text(json.dumps(asdict(state)), encoding="utf-8")
             for path in (*temporary.iterdir(), temporary):
-                _flush(path)
+                flush(path)
             self._drop(state.step)  # damaged, or it would have been gone on from
             temporary.chmod(0o755)
             temporary.rename(self.path(state.step))
-            _flush(self.folder)
+            flush(self.folder)
         except (OSError, RuntimeError) as error:
             raise InputError(
                 f"the save of step {state.step} failed ({first_line(error)}): free some space and"
@@ -164,11 +164,3 @@ def _damaged(folder: Path, error: Exception) -> InputError:
         f"{folder} is damaged ({first_line(error)}): delete it, and the run goes on from an older"
         " save"
     )
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from afm_mlx import files
 from afm_mlx import saves as saves_module
 from afm_mlx.errors import InputError
 from afm_mlx.model import Model, named_weights
@@ -169,7 +170,7 @@ def test_no_moment_without_a_whole_save(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(Path, "rename", watched(Path.rename))
     monkeypatch.setattr(shutil, "rmtree", watched(shutil.rmtree))
-    monkeypatch.setattr(saves_module, "_flush", watched(saves_module._flush))
+    monkeypatch.setattr(saves_module, "flush", watched(files.flush))
     saves.save(model, optimizer, State(2))
     assert [1] in seen and [1, 2] in seen and seen[-1] == [2]
     assert [] not in seen

@@ -75,7 +75,7 @@ def _read_line() -> str | None:
 
             return input("> ")
         line = sys.stdin.buffer.readline()
-        return line.decode("utf-8") if line else None
+        return line.decode("utf-8").rstrip("\r\n") if line else None  # as input() does
     except EOFError:
         return None
     except UnicodeDecodeError as error:

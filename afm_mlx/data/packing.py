@@ -302,12 +302,7 @@ class Batches:
 
     def batch(self, step: int, rank: int = 0, size: int = 1) -> Batch:
         """Rows ``rank::size`` of batch ``step``, counted from 0."""
-        if self.batch_size % size:
-            raise InputError(
-                f"a batch of {self.batch_size} cannot be divided among {size} processes:"
-                f" choose a multiple of {size}"
-            )
-        items = range(step * self.batch_size + rank, (step + 1) * self.batch_size, size)
+        items = items_of(step, self.batch_size, rank, size)
         return self.windows[0].batch([self._number(i) for i in items])
 
     def _number(self, item: int) -> int:
@@ -319,6 +314,16 @@ class Batches:
         turn = block * self.counts[source] + int(ranks[place])
         epoch, place = divmod(turn, len(numbers))
         return int(numbers[_permutation(self.seed, source + 1, epoch, len(numbers))[place]])
+
+
+def items_of(step: int, batch_size: int, rank: int, size: int) -> range:
+    """Which items of the stream are rows ``rank::size`` of batch ``step``, counted from 0."""
+    if batch_size % size:
+        raise InputError(
+            f"a batch of {batch_size} cannot be divided among {size} processes:"
+            f" choose a multiple of {size}"
+        )
+    return range(step * batch_size + rank, (step + 1) * batch_size, size)
 
 
 def _apportion(shares: Array, total: int) -> tuple[int, ...]:

@@ -5,9 +5,7 @@ words and pairs, text worth imitating against text as found), small enough for n
 the vector of its features' counts, scaled to length 1, and its score is sigmoid(w x + b).
 """
 
-import contextlib
 import itertools
-import os
 import re
 import zlib
 from collections import Counter
@@ -19,6 +17,7 @@ from typing import Any, ClassVar
 from afm_mlx.data.filters import StepReport
 from afm_mlx.data.sources import Sample
 from afm_mlx.errors import InputError, ModelError, first_line
+from afm_mlx.files import write_bytes
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -176,22 +175,7 @@ class QualityClassifier:
             InputError: the file cannot be written.
         """
         tensors = {"weights": self.weights, "bias": np.array([self.bias])}
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                file.write(to_bytes(tensors, {"format": FORMAT}))
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except OSError as error:
-            raise InputError(
-                f"{path} could not be written ({first_line(error)}): free some space or choose"
-                " another folder"
-            ) from error
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+        write_bytes(path, to_bytes(tensors, {"format": FORMAT}), new_folder=True)
 
     @classmethod
     def load(cls, path: Path) -> "QualityClassifier":

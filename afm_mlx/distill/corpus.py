@@ -11,13 +11,14 @@ from afm_mlx.data.sources import Sample, Source, read
 from afm_mlx.data.tokens import TokenStore, cache_key, tokenize
 from afm_mlx.distill.answers import LocalRespondent, Respondent
 from afm_mlx.distill.endpoint import Endpoint
-from afm_mlx.distill.files import digest, write_bytes
+from afm_mlx.distill.files import digest
 from afm_mlx.distill.prompts import read_prompts
 from afm_mlx.distill.recipe import Recipe
 from afm_mlx.distill.rewards import Reward
 from afm_mlx.distill.sequence import ANSWERS, Answered, SequenceReport, answer_prompts
 from afm_mlx.distill.teachers import Committee
 from afm_mlx.errors import InputError
+from afm_mlx.files import write_bytes
 from afm_mlx.tokenizer import Tokenizer
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""Files of a run: whole or not there; metrics line by line."""
+"""Files of a run: JSON, and metrics line by line."""
 
 import hashlib
 import json
@@ -6,10 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from afm_mlx.distill.plots import write_bytes
 from afm_mlx.errors import InputError, first_line
-
-__all__ = ["Log", "digest", "read_json", "write_bytes", "write_json"]
+from afm_mlx.files import write_bytes
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -6,7 +6,6 @@ name and renamed, so a broken run goes on with the next one.
 """
 
 import hashlib
-import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 from afm_mlx.data.packing import Batch, Windows
 from afm_mlx.distill.teachers import Committee
 from afm_mlx.errors import InputError, first_line
+from afm_mlx.files import replacing
 from afm_mlx.losses import CHUNK, with_rest
 
 import mlx.core as mx
@@ -100,22 +100,12 @@ class LogitCache:
         return self._shards[name]
 
     def _write(self, indices: mx.array, logs: mx.array, numbers: list[int]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
         name = hashlib.sha256(np.array(numbers).tobytes()).hexdigest()[:16]
         target = self.folder / f"shard-{name}.safetensors"
-        temporary = self.folder / f".{name}.{os.getpid()}.safetensors"
         arrays = {"indices": indices, "logs": logs, "window": mx.array(numbers)}
-        try:
+        remedy = "free some space and run the same command again, it goes on from there"
+        with replacing(target, remedy, new_folder=True) as temporary:
             mx.save_safetensors(str(temporary), arrays)
-            with temporary.open("rb") as f:
-                os.fsync(f.fileno())
-            temporary.rename(target)
-        except (OSError, RuntimeError) as error:
-            temporary.unlink(missing_ok=True)
-            raise InputError(
-                f"{target} could not be written ({first_line(error)}): free some space and run the"
-                " same command again, it goes on from there"
-            ) from error
         self._add(target)
 
     def _add(self, path: Path) -> None:

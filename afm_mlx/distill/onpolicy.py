@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from afm_mlx.data.packing import Batch
+from afm_mlx.data.packing import Batch, items_of
 from afm_mlx.data.tokens import TokenStore
 from afm_mlx.distill.answers import drawing, sample
 from afm_mlx.errors import InputError
@@ -97,12 +97,7 @@ class OnPolicyBatches:
 
     def batch(self, step: int, rank: int = 0, size: int = 1) -> Batch:
         """Rows ``rank::size`` of batch ``step``, counted from 0; the student answers now."""
-        if self.batch_size % size:
-            raise InputError(
-                f"a batch of {self.batch_size} cannot be divided among {size} processes:"
-                f" choose a multiple of {size}"
-            )
-        items = range(step * self.batch_size + rank, (step + 1) * self.batch_size, size)
+        items = items_of(step, self.batch_size, rank, size)
         shape = len(items), self.window
         tokens, used = np.zeros(shape, np.int32), np.zeros(shape, np.bool_)
         wanted, learn = np.zeros(shape, np.bool_), np.zeros(shape, np.bool_)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from afm_mlx.distill.logits import cache_size
 from afm_mlx.distill.recipe import Recipe
-from afm_mlx.distill.shape import count_parameters
 from afm_mlx.losses import CHUNK
 from afm_mlx.model import ModelArgs
 
@@ -89,7 +88,7 @@ def memory(
     if mixed is None:
         mixed = mx.default_device() != mx.cpu
     size = 2 if mixed else 4
-    parameters = count_parameters(student)
+    parameters = student.num_parameters
     batch = -(-training.batch_size // world)
     rows = min(training.micro_batch or batch, batch)
     tokens = rows * recipe.data.window

@@ -7,15 +7,14 @@ first plot is made, and nothing of its global state is touched for longer than o
 
 import io
 import math
-import os
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from afm_mlx.distill.markdown import amount, number
 from afm_mlx.distill.results import Metrics, Results
-from afm_mlx.errors import InputError, first_line
+from afm_mlx.files import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -87,29 +86,6 @@ def svg(figure: "Figure") -> bytes:
     file = io.BytesIO()
     figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     return file.getvalue()
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, flush it to disk and rename it.
-
-    Raises:
-        InputError: the folder cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise InputError(
-            f"{path} could not be written ({first_line(error)}): free some space or choose"
-            " another folder"
-        ) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
 
 
 def _style() -> AbstractContextManager[None]:

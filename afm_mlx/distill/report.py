@@ -22,8 +22,9 @@ from afm_mlx.distill.markdown import (
     table,
     toml,
 )
-from afm_mlx.distill.plots import PLOTS, write_bytes, write_plots
+from afm_mlx.distill.plots import PLOTS, write_plots
 from afm_mlx.distill.results import Evaluation, Metrics, Results, Scores
+from afm_mlx.files import write_bytes
 
 MAX_EVALUATIONS = 12
 """Rows of the table of evaluations; a longer run shows as many, evenly spaced."""

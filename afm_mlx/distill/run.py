@@ -352,7 +352,7 @@ class _Run:
             in_mlx_lm=self.shape.is_llama,
             signature=signature,
             teacher_parameters=self.teacher_parameters,
-            student_parameters=self.student.num_parameters,
+            student_parameters=self.student.args.num_parameters,
             architecture=self._architecture(),
             pruning=self._pruning(),
             loss=recipe.loss.loss,

@@ -65,20 +65,6 @@ def parse_size(text: str) -> int:
     return round(size * {"": 1, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9}[match[2].lower()])
 
 
-def count_parameters(args: ModelArgs) -> int:
-    """Number of weights of a model of this shape."""
-    heads, kv, dim = args.num_attention_heads, args.num_key_value_heads, args.hidden_size
-    regular = args.num_hidden_layers - args.num_kv_reuse_layers
-    attention = 2 * dim * heads * args.head_dim * args.num_hidden_layers
-    attention += 2 * dim * kv * args.head_dim * regular
-    if args.qk_norm:
-        attention += args.head_dim * (args.num_hidden_layers + regular)
-    ffn = 3 * dim * sum(args.ffn_sizes)
-    norms = dim * (2 * args.num_hidden_layers + 1)
-    embeddings = args.vocab_size * dim * (1 if args.tie_word_embeddings else 2)
-    return attention + ffn + norms + embeddings
-
-
 def needed_layers(args: ModelArgs) -> set[int]:
     """Layers that are never dropped.
 
@@ -141,10 +127,8 @@ def _resized(args: ModelArgs, ffn: float, kv: int, layers: int, hidden: int) -> 
 
 def _nearest(args: ModelArgs, target: int) -> ModelArgs:
     """The mildest shape within 2 % of ``target`` parameters, or the nearest one."""
-    if target >= count_parameters(args):
-        raise InputError(
-            f"target_params={target} is not below the teacher's {count_parameters(args)}"
-        )
+    if target >= args.num_parameters:
+        raise InputError(f"target_params={target} is not below the teacher's {args.num_parameters}")
     deep, wide, kv = args.num_hidden_layers, args.hidden_size, args.num_key_value_heads
     varied = isinstance(args.intermediate_size, tuple)
     shares = [i / 48 for i in range(round(48 * LEAST_FFN), 49)]
@@ -158,7 +142,7 @@ def _nearest(args: ModelArgs, target: int) -> ModelArgs:
     best: tuple[tuple[float, float], ModelArgs] | None = None
     for share, depth, width, group in itertools.product(shares, depths, widths, groups):
         shape = _resized(args, share, group, depth, width)
-        miss = abs(count_parameters(shape) / target - 1)
+        miss = abs(shape.num_parameters / target - 1)
         cost = sum(
             _COSTS[name] * -math.log(ratio)
             for name, ratio in (
@@ -175,6 +159,6 @@ def _nearest(args: ModelArgs, target: int) -> ModelArgs:
     if best[0][0] > 0.05:
         raise InputError(
             f"no shape cut from this teacher has about {target} parameters: the nearest has"
-            f" {count_parameters(best[1])}"
+            f" {best[1].num_parameters}"
         )
     return best[1]
