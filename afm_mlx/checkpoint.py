@@ -16,22 +16,33 @@ from pathlib import Path
 from typing import Any
 
 from afm_mlx import __version__, hub
-from afm_mlx.errors import InputError, ModelError, first_line
+from afm_mlx.errors import AFMError, InputError, ModelError, first_line
+from afm_mlx.files import flush
 from afm_mlx.gguf import GGUF
 from afm_mlx.model import Model, ModelArgs, named_weights
+from afm_mlx.quant.layers import configuration, make_ready, shape_like
 from afm_mlx.tokenizer import Tokenizer
 
 import mlx.core as mx
 import numpy as np
+from mlx import nn
 from mlx_lm.utils import load_model, save_config, save_model
 from safetensors import SafetensorError, safe_open
 
 Array = np.ndarray[Any, Any]
 
+DENSE_SHARE = 0.25
+"""Share of the machine's memory for dense copies of low-bit weights, on the CPU only."""
+
 
 def default_dtype() -> mx.Dtype:
     """Compute type: bfloat16 on GPUs; float32 on the CPU, where 16-bit products are slow."""
     return mx.float32 if mx.default_device() == mx.cpu else mx.bfloat16
+
+
+def dense_bytes() -> float:
+    """Memory for dense copies of low-bit weights."""
+    return DENSE_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 @dataclass(frozen=True)
@@ -129,11 +140,16 @@ def _load_folder(path: Path, config: dict[str, Any], dtype: mx.Dtype) -> Model:
         names |= _check_safetensors(file)
     # Where nothing is said, an output table in the file decides (transformers writes it).
     tied = {"tie_word_embeddings": config.get("tie_word_embeddings", "lm_head.weight" not in names)}
+
+    def build(args: ModelArgs) -> nn.Module:
+        palettes = config.get("palettization")
+        return Model(args) if palettes is None else shape_like(Model(args), palettes)
+
     try:
         model, _ = load_model(
-            path, lazy=True, model_config=tied, get_model_classes=lambda **_: (Model, ModelArgs)
+            path, lazy=True, model_config=tied, get_model_classes=lambda **_: (build, ModelArgs)
         )
-    except ModelError:
+    except AFMError:
         raise
     except Exception as error:  # whatever a damaged folder makes mlx-lm raise
         raise ModelError(
@@ -141,6 +157,7 @@ def _load_folder(path: Path, config: dict[str, Any], dtype: mx.Dtype) -> Model:
             " download the model again"
         ) from error
     model.set_dtype(dtype)
+    make_ready(model, dense_bytes())
     return model
 
 
@@ -234,7 +251,10 @@ def save(
         for file in _weight_files(temporary):
             _check_safetensors(file)  # a short write shows here
         name = signature((k, _canonical(v)) for k, v in weights)
-        save_config({**model.args.to_dict(), **tokenizer.special_ids}, temporary / "config.json")
+        config = {**model.args.to_dict(), **tokenizer.special_ids, **configuration(model)}
+        if "palettization" in config:
+            config["model_type"] = "afm"  # others would read it wrong
+        save_config(config, temporary / "config.json")
         tokenizer.save(temporary)
         card = _model_card(folder.name, model, base, licence, name)
         (temporary / "README.md").write_text(card, encoding="utf-8")
@@ -256,8 +276,7 @@ def _replace(temporary: Path, folder: Path) -> None:
     """Put ``temporary`` in the place of ``folder``, flushed to disk."""
     temporary.chmod(0o755)
     for file in temporary.iterdir():
-        with file.open("rb") as f:
-            os.fsync(f.fileno())
+        flush(file)
     if not folder.exists():
         temporary.rename(folder)
         return
@@ -285,7 +304,7 @@ pipeline_tag: text-generation
 
 # {name}
 
-A language model of {model.num_parameters / 1e6:.1f} M parameters made from `{base}` with
+A language model of {args.num_parameters / 1e6:.1f} M parameters made from `{base}` with
 afm-mlx {__version__}.
 
 | | |

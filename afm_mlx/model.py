@@ -102,6 +102,20 @@ class ModelArgs:
             or len(set(self.ffn_sizes)) > 1
         )
 
+    @property
+    def num_parameters(self) -> int:
+        """Number of weights of a model of this shape; tied embeddings count once."""
+        heads, kv, dim = self.num_attention_heads, self.num_key_value_heads, self.hidden_size
+        regular = self.num_hidden_layers - self.num_kv_reuse_layers
+        attention = 2 * dim * heads * self.head_dim * self.num_hidden_layers
+        attention += 2 * dim * kv * self.head_dim * regular
+        if self.qk_norm:
+            attention += self.head_dim * (self.num_hidden_layers + regular)
+        ffn = 3 * dim * sum(self.ffn_sizes)
+        norms = dim * (2 * self.num_hidden_layers + 1)
+        embeddings = self.vocab_size * dim * (1 if self.tie_word_embeddings else 2)
+        return attention + ffn + norms + embeddings
+
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> "ModelArgs":
         """Read a ``config.json`` of type ``llama`` or ``afm``; unknown keys are ignored."""
@@ -401,7 +415,9 @@ class Model(nn.Module):
     def head_weight(self) -> mx.array:
         """The output table ``[vocab_size, hidden_size]``; the embeddings where they are tied."""
         head = self.model.embed_tokens if self.args.tie_word_embeddings else self.lm_head
-        return head.weight
+        if isinstance(head, nn.QuantizedEmbedding | nn.QuantizedLinear):
+            return mx.dequantize(head.weight, head.scales, head.biases, head.group_size, head.bits)
+        return head.weight if isinstance(head, nn.Embedding | nn.Linear) else head.dense()
 
     @property
     def layers(self) -> list[TransformerBlock]:
@@ -417,11 +433,6 @@ class Model(nn.Module):
         if self.args.tie_word_embeddings:
             weights.pop("lm_head.weight", None)
         return weights
-
-    @property
-    def num_parameters(self) -> int:
-        """Number of weights; tied embeddings count once."""
-        return sum(v.size for _, v in named_weights(self))
 
 
 def named_weights(module: nn.Module) -> list[tuple[str, mx.array]]:

@@ -85,7 +85,8 @@ def test_mlx_quantised_folder_loads(folder: Path, model: Model) -> None:
     save_config(config, folder / "config.json")
     tokens = mx.array([[1, 2, 3]])
     loaded = load(str(folder), dtype=mx.float32)
-    assert mx.array_equal(loaded.model(tokens), model(tokens))
+    # Not to the last bit: on the CPU a dense copy of the weights computes.
+    assert mx.allclose(loaded.model(tokens), model(tokens), rtol=1e-4, atol=1e-4)
     assert len(loaded.signature) == 64
 
 

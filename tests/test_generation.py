@@ -237,7 +237,7 @@ def test_metrics_count_what_moves(model: Model, tokenizer: Tokenizer) -> None:
     final = last(generate(model, tokenizer, Request(PROMPT, options(5))))
     args = model.args
     kv = 2 * args.num_hidden_layers * args.num_key_value_heads * args.head_dim * 4
-    weights = model.num_parameters * 4
+    weights = model.args.num_parameters * 4
     positions = len(PROMPT) + 4
     assert final.metrics.bytes_per_token == weights + kv * positions
     assert final.metrics.peak_memory > weights

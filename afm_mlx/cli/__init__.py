@@ -16,10 +16,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of ``afm``; returns the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        if arguments[:1] == ["distill"]:  # its options come with mlx, which takes a second
-            from afm_mlx.cli import distill
+        match arguments[:1]:  # their options come with mlx, which takes a second
+            case ["distill"]:
+                from afm_mlx.cli import distill
 
-            return distill.main(arguments[1:])
+                return distill.main(arguments[1:])
+            case ["quantize"]:
+                from afm_mlx.cli import quantize
+
+                return quantize.main(arguments[1:])
         command: Any = tyro.cli(
             _named(
                 demo=commands.Demo,
@@ -31,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 change=commands.Change,
                 chat=commands.Chat,
                 distill=commands.Distill,
+                quantize=commands.Quantize,
                 models=_named(
                     list=commands.ListModels,
                     download=commands.Download,

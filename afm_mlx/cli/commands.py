@@ -204,6 +204,11 @@ class Distill:
 
 
 @dataclass(frozen=True)
+class Quantize:
+    """Palettise a model to about 3.5 bits a weight: see `afm quantize --help`."""
+
+
+@dataclass(frozen=True)
 class ListModels:
     """Show the embedded model and all readable models in the hub cache."""
 

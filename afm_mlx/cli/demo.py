@@ -27,7 +27,7 @@ async def _run(command: Demo) -> int:
         checkpoint = await engine.ready()
         loaded = time.perf_counter() - started
         if not command.json:
-            millions = checkpoint.model.num_parameters / 1e6
+            millions = checkpoint.model.args.num_parameters / 1e6
             console.print(
                 Line(
                     f"{checkpoint.name} · {millions:.0f} M parameters · loaded in {loaded:.1f} s",

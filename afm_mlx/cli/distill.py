@@ -13,7 +13,6 @@ from afm_mlx.distill.markdown import amount, duration
 from afm_mlx.distill.plan import Plan
 from afm_mlx.distill.recipe import Recipe, from_values, parse_setting, read_toml, settings
 from afm_mlx.distill.results import Results, Scores, architecture_rows
-from afm_mlx.distill.shape import count_parameters
 from afm_mlx.errors import InputError
 from afm_mlx.parallel import Group
 from afm_mlx.training import Evaluated, Resumed, Saved, Step, Stopped, to_json
@@ -179,7 +178,7 @@ def _print_plan(plan: Plan) -> None:
     table = Table(box=None, title=f"{plan.teacher} teaches", title_justify="left")
     for name in ("", "teacher", "student"):
         table.add_column(name)
-    sizes = (plan.teacher_parameters, count_parameters(plan.after))
+    sizes = (plan.teacher_parameters, plan.after.num_parameters)
     table.add_row("parameters", *(amount(s) for s in sizes))
     for row in architecture_rows(plan.before or plan.after, plan.after):
         table.add_row(row.name, row.before if plan.before else "", row.after)

@@ -5,7 +5,7 @@ from typing import Any
 
 from afm_mlx.data.packing import Batch
 from afm_mlx.distill import prune
-from afm_mlx.distill.shape import PruneOptions, choose_shape, count_parameters
+from afm_mlx.distill.shape import PruneOptions, choose_shape
 from afm_mlx.model import PRESETS, Model, ModelArgs, named_weights
 from tests.conftest import random_model
 
@@ -64,7 +64,8 @@ def test_cut_equals_masked(options: PruneOptions, args: ModelArgs) -> None:
     shape = choose_shape(args, options)
     kept = prune.choose(args, shape, prune.finish(prune.measure(model, some_batches())))
     student = prune.cut(model, shape, kept)
-    assert student.num_parameters == count_parameters(shape) < model.num_parameters
+    assert student.args == shape
+    assert shape.num_parameters < model.args.num_parameters
     tokens = mx.array(some_batches()[0].tokens)
     found, wanted = student(tokens), masked(model, kept)(tokens)
     assert np.abs(np.array(found - wanted)).max() < 1e-4

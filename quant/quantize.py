@@ -1,0 +1,267 @@
+"""From a model and text to low-bit weights at a target average, as a stream of events.
+
+Statistics (:mod:`afm_mlx.quant.statistics`), every matrix at every width
+(:mod:`afm_mlx.quant.variants`), the plan (:mod:`afm_mlx.quant.plan`), and the model with its
+layers exchanged. The first two are kept in a folder named by what they were made from, so that
+another target, or a plan that a person edited, takes seconds.
+"""
+
+import hashlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from afm_mlx.data.packing import Batch
+from afm_mlx.errors import InputError
+from afm_mlx.model import Model, named_weights
+from afm_mlx.quant import affine, kept, variants
+from afm_mlx.quant.layers import RowwiseEmbedding, quantized_layer
+from afm_mlx.quant.plan import Plan, solve
+from afm_mlx.quant.statistics import Progress, collect, linears
+from afm_mlx.quant.variants import FormatOptions, Row
+
+import mlx.core as mx
+import numpy as np
+from mlx import nn
+from mlx.utils import tree_unflatten
+
+EMBEDDING_GROUP, EMBEDDING_BITS = 64, 8
+
+
+@dataclass(frozen=True)
+class TargetOptions:
+    """How small the model shall be."""
+
+    target: float = 3.5
+    """Bits a weight on average, tables and scales included."""
+    count: Literal["linear", "model"] = "linear"
+    """What the average is taken over: the linear layers, or embeddings and norms too."""
+    embedding: bool = True
+    """Store the embeddings with 8 bits, by rows."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.target <= 16:
+            raise InputError(f"target is a number of bits from 0 to 16, not {self.target:g}")
+
+
+@dataclass(frozen=True)
+class Made:
+    """Block ``number`` of ``total`` is there at every width; ``seconds`` is what it took."""
+
+    number: int
+    total: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Account:
+    """What a plan takes.
+
+    Attributes:
+        linear: bits a weight of the linear layers.
+        model: bits a weight of the whole model.
+        size: bytes of the whole model.
+        cost: nats that a token's loss is expected to rise by, in second order.
+        left: matrices that no width fits; they stay as they are.
+    """
+
+    linear: float
+    model: float
+    size: int
+    cost: float
+    left: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The widths are chosen."""
+
+    plan: Plan
+    account: Account
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """The model's matrices at every width, and the folder where they are."""
+
+    model: Model
+    signature: str
+    options: FormatOptions
+    folder: Path
+    rows: Mapping[str, Row] = field(default_factory=dict)
+
+    @property
+    def blocks(self) -> list[str]:
+        """Dotted names of the blocks."""
+        return [f"model.layers.{i}" for i in range(len(self.model.layers))]
+
+    def file(self, number: int) -> Path:
+        return self.folder / f"block-{number:03d}.safetensors"
+
+
+def prepare(
+    model: Model,
+    signature: str,
+    text: tuple[str, Sequence[Batch]] | None,
+    options: FormatOptions,
+    cache: Path,
+    seed: int = 0,
+) -> Iterator[Progress | Made | Workshop]:
+    """Make every matrix at every width, or find them in ``cache``; ends with the workshop.
+
+    Args:
+        signature: base signature of the model.
+        text: its name and batches (:func:`afm_mlx.quant.calibration.windows`); without it
+            nothing is calibrated, which costs a multiple of the error.
+    """
+    named = text[0] if text else "none"
+    known = hashlib.sha256(f"{signature} {named} {seed}".encode()).hexdigest()[:16]
+    statistics = cache / known
+    made = hashlib.sha256(repr(options).encode()).hexdigest()[:16]
+    shop = Workshop(model, signature, options, statistics / made)
+    found = [variants.rows(shop.file(i), options) for i in range(len(shop.blocks))]
+    if text and any(rows is None for rows in found):
+        yield from _statistics(model, text[1], statistics, seed)
+    for number, rows in enumerate(found):
+        if rows is not None:
+            continue
+        started = time.perf_counter()
+        layers = linears(model.layers[number])
+        weights = {n: np.array(x.weight.astype(mx.float32)) for n, x in layers.items()}
+        about = kept.load(_kept(statistics, number)) if text else None
+        if text and about is None:
+            raise InputError(f"{_kept(statistics, number)} is damaged: delete {statistics}")
+        variants.make_block(weights, about, options, shop.file(number))
+        found[number] = variants.rows(shop.file(number), options)
+        yield Made(number + 1, len(found), time.perf_counter() - started)
+    every = {
+        f"{block}.{name}": row
+        for block, rows in zip(shop.blocks, found, strict=True)
+        for name, row in (rows or {}).items()
+    }
+    yield Workshop(model, signature, options, shop.folder, every)
+
+
+def _kept(folder: Path, number: int) -> Path:
+    return folder / f"statistics-{number:03d}.safetensors"
+
+
+def _statistics(
+    model: Model, batches: Sequence[Batch], folder: Path, seed: int
+) -> Iterator[Progress]:
+    if all(_kept(folder, i).exists() for i in range(len(model.layers))):
+        return
+    for event in collect(model, batches, seed):
+        if isinstance(event, Progress):
+            yield event
+        else:
+            number, statistics = event
+            kept.save(_kept(folder, number), statistics)
+
+
+def choose(shop: Workshop, options: TargetOptions, fixed: Mapping[str, int] | None = None) -> Plan:
+    """The plan of least expected loss within the target.
+
+    Raises:
+        InputError: the target cannot be reached, or a fixed width is not offered.
+    """
+    weights = {name: row.shape[0] * row.shape[1] for name, row in shop.rows.items()}
+    extra = 0.0
+    if options.count == "model":
+        others, extra = _others(shop, options.embedding)
+        weights[""] = others
+    choices = {name: row.choices for name, row in shop.rows.items()}
+    bits = solve(choices, options.target, weights, extra, fixed)
+    return Plan(shop.signature, bits, shop.options.group, shop.options.form)
+
+
+def _others(shop: Workshop, embedding: bool) -> tuple[int, float]:
+    """Number of weights outside the workshop, and the bits they take."""
+    count, bits = 0, 0.0
+    for name, weight in named_weights(shop.model):
+        if name.removesuffix(".weight") in shop.rows:
+            continue
+        count += weight.size
+        each = 16.0
+        if embedding and "embed_tokens" in name:
+            each = 8 + 16 / weight.shape[1]
+            if shop.options.form == "affine":
+                each = affine.bits_per_weight(EMBEDDING_BITS, EMBEDDING_GROUP)
+        bits += weight.size * each
+    return count, bits
+
+
+def account(shop: Workshop, plan: Plan, embedding: bool) -> Account:
+    """What ``plan`` takes; milliseconds, so it can follow a person's changes.
+
+    Raises:
+        InputError: the plan is for another model, or for other widths or groups.
+    """
+    check(shop, plan)
+    size = cost = 0.0
+    weights = 0
+    for name, row in shop.rows.items():
+        chosen = next(c for c in row.choices if c.bits == plan.bits[name])
+        size, cost = size + chosen.size, cost + chosen.cost
+        weights += row.shape[0] * row.shape[1]
+    others, extra = _others(shop, embedding)
+    left = tuple(
+        f"{block}.{name}"
+        for block, layer in zip(shop.blocks, shop.model.layers, strict=True)
+        for name in linears(layer)
+        if f"{block}.{name}" not in shop.rows
+    )
+    return Account(
+        size / max(weights, 1),
+        (size + extra) / (weights + others),
+        round((size + extra) / 8),
+        cost,
+        left,
+    )
+
+
+def check(shop: Workshop, plan: Plan) -> None:
+    if plan.base != shop.signature:
+        raise InputError("the plan is for another model: make one for this")
+    if plan.form != shop.options.form or plan.group_size != shop.options.group:
+        raise InputError(
+            f"the plan is for {plan.form} weights in groups of {plan.group_size}: choose the same"
+        )
+    if set(plan.bits) != set(shop.rows):
+        odd = min(set(plan.bits) ^ set(shop.rows))
+        raise InputError(f"the plan and the model differ in {odd}: make a new plan")
+    for name, bits in plan.bits.items():
+        offered = [c.bits for c in shop.rows[name].choices]
+        if bits not in offered:
+            known = ", ".join(map(str, offered))
+            raise InputError(f"{name} is offered with {known} bits, not with {bits}")
+
+
+def apply(shop: Workshop, plan: Plan, embedding: bool) -> Model:
+    """Exchange the model's layers for those of the plan; the model itself is changed.
+
+    Raises:
+        InputError: see :func:`check`.
+    """
+    check(shop, plan)
+    model = shop.model
+    layers: list[tuple[str, nn.Module]] = []
+    for number, block in enumerate(shop.blocks):
+        for name in linears(model.layers[number]):
+            dotted = f"{block}.{name}"
+            if dotted in plan.bits:
+                q = variants.read(shop.file(number), name, plan.bits[dotted], shop.options)
+                layers.append((dotted, quantized_layer(q)))
+    if embedding:
+        layers.append(("model.embed_tokens", _embedding(model.model.embed_tokens, plan)))
+    model.update_modules(tree_unflatten(layers))
+    return model
+
+
+def _embedding(table: Any, plan: Plan) -> nn.Module:
+    if plan.form == "affine":  # what plain mlx-lm loads
+        found: nn.Module = table.to_quantized(EMBEDDING_GROUP, EMBEDDING_BITS)
+        return found
+    return RowwiseEmbedding.of(np.array(table.weight.astype(mx.float32)))
