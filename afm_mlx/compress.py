@@ -102,6 +102,8 @@ def compress(options: Compression, plan_only: bool = False) -> Iterator[Event]:
     loaded = checkpoint.load(options.model, options.revision)
     if configuration(loaded.model):
         raise InputError(f"{loaded.name} has few bits already: name the model it was made from")
+    if asked is None:
+        quantize.check_target(loaded.model, form, options.target)
     parameters = loaded.model.args.num_parameters
     yield Loaded(loaded.name, parameters, 2 * parameters)
     shop: quantize.Workshop | None = None

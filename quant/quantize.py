@@ -18,7 +18,7 @@ from afm_mlx.errors import InputError
 from afm_mlx.model import Model, named_weights
 from afm_mlx.quant import affine, kept, variants
 from afm_mlx.quant.layers import RowwiseEmbedding, quantized_layer
-from afm_mlx.quant.plan import Plan, solve
+from afm_mlx.quant.plan import Choice, Plan, solve
 from afm_mlx.quant.statistics import Progress, collect, linears
 from afm_mlx.quant.variants import FormatOptions, Row
 
@@ -159,6 +159,22 @@ def _statistics(
         else:
             number, statistics = event
             kept.save(_kept(folder, number), statistics)
+
+
+def check_target(model: Model, form: FormatOptions, options: TargetOptions) -> None:
+    """See that the target can be reached, before any work is done.
+
+    Raises:
+        InputError: it cannot.
+    """
+    rows = {}
+    for number, layer in enumerate(model.layers):
+        for name, linear in linears(layer).items():
+            shape = linear.weight.shape
+            if form.fits(shape):
+                offered = (Choice(b, form.size(shape, b), 0.0) for b in form.choices)
+                rows[f"model.layers.{number}.{name}"] = Row(shape, tuple(offered))
+    choose(Workshop(model, "", form, Path(), rows), options)
 
 
 def choose(shop: Workshop, options: TargetOptions, fixed: Mapping[str, int] | None = None) -> Plan:

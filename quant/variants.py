@@ -36,13 +36,17 @@ class FormatOptions:
     form: Form = "palette"
     """palette: smallest error, own kernels; affine: for MLX's own layers, loads in plain mlx-lm."""
     choices: tuple[int, ...] = (2, 3, 4)
-    """Bits that a matrix may get; 2 4 is what Apple ships."""
+    """Bits that a matrix may get."""
+    apple: bool = False
+    """Offer 2 and 4 bits only, as Apple does; at 3.5 bits that costs half as much KL again."""
     group_size: int = 0
     """Rows that share a table (16), or columns that share a scale (64); 0 takes these."""
     damping: float = 0.1
     """Share of the mean second moment that steadies the error feedback."""
 
     def __post_init__(self) -> None:
+        if self.apple:
+            object.__setattr__(self, "choices", (2, 4))
         if not self.choices:
             raise InputError("choices are empty: offer at least one width")
         known = affine.WIDTHS if self.form == "affine" else palette.WIDTHS

@@ -259,6 +259,8 @@ class Doctor:
     Says what to do about each problem; exits with 1 if there is one.
     """
 
+    kernels: bool = False
+    """Compare the kernels of palettes with plain MLX on this machine's GPU instead."""
     json: bool = False
     """Print the checks as one JSON object."""
 

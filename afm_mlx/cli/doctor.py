@@ -36,7 +36,7 @@ class Check:
 
 
 def run(command: Doctor) -> int:
-    checks = list(examine())
+    checks = list(kernel_checks() if command.kernels else examine())
     if command.json:
         print_json([asdict(check) for check in checks])
     else:
@@ -58,6 +58,21 @@ def examine() -> Iterator[Check]:
     yield from _cpu()
     yield _model()
     yield _cache()
+
+
+def kernel_checks() -> Iterator[Check]:
+    """Every kernel of palettised layers beside plain MLX."""
+    from afm_mlx.quant import kernels
+
+    found = kernels.self_test()
+    if not found:
+        yield Check("kernels", f"{mx.default_device()}: they run on GPUs only, none to compare")
+    for check in found:
+        rows = f"{check.rows} rows, " if check.kernel == "matmul" else ""
+        name = f"{check.kernel}, {check.bits} bits"
+        finding = f"{rows}{check.dtype}: error {check.error:.1e}"
+        remedy = f"{check.message}: please report it; plain MLX is used in its place"
+        yield Check(name, finding, None if check.ok else remedy)
 
 
 def _version(name: str) -> str:

@@ -1,25 +1,40 @@
 """``afm quantize`` and ``python -m afm_mlx.quant``: show a compression run."""
 
+import inspect
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Annotated
 
+from afm_mlx import recover
 from afm_mlx.cli.output import console, errors, print_json
-from afm_mlx.compress import Compression, Loaded, Written, compress
+from afm_mlx.compress import Compression, Event, Loaded, Written, compress
+from afm_mlx.distill.cutting import Progress as Asked
 from afm_mlx.quant.quantize import Account, Made, Planned
 from afm_mlx.quant.statistics import Progress
+from afm_mlx.recover import AdapterOptions
+from afm_mlx.training import Evaluated, Resumed, Saved, Step, Stopped, TrainingOptions, to_json
 
 import tyro
 from rich import progress
 from rich.table import Table
 from rich.text import Text
 
+RECOVERY = "recovery"
+"""Folder of the recovery adapter in that of the model."""
+
 
 @dataclass(frozen=True)
 class Command:
     compression: Annotated[Compression, tyro.conf.arg(name="")]
+    tables: int = 0
+    """Then train tables and scales by the model's own answers for so many steps: no bits more."""
+    adapter: int = 0
+    """Then train a recovery adapter for so many steps, into OUT/recovery."""
+    rank: int = AdapterOptions.rank
+    """Rank of the recovery adapter."""
     plan_only: bool = False
     """Show the plan and stop there; a second run with --plan goes on from it."""
     json: bool = False
@@ -32,18 +47,46 @@ def main(arguments: Sequence[str]) -> int:
         Command,
         prog="python -m afm_mlx.quant",
         args=list(arguments),
-        description=Compression.__doc__,
+        description=inspect.getdoc(Compression),
         config=(tyro.conf.OmitArgPrefixes,),
     )
     return (_json if command.json else _show)(command)
 
 
+def events(command: Command) -> Iterator[Event | recover.Event]:
+    """All that happens: compression, then the stages of recovery that were asked for."""
+    options = command.compression
+    yield from compress(options, command.plan_only)
+    if command.plan_only:
+        return
+    out = Path(options.out)
+    stages: list[tuple[recover.Stage, TrainingOptions, Path]] = []
+    if command.tables:
+        stages.append(("tables", replace(recover.TABLES, steps=command.tables), out))
+    if command.adapter:
+        adapter = replace(recover.ADAPTER, steps=command.adapter)
+        stages.append(("adapter", adapter, out / RECOVERY))
+    for stage, training, folder in stages:
+        given = recover.Recovery(
+            options.out,
+            options.model,
+            adapter=AdapterOptions(command.rank),
+            training=training,
+        )
+        yield from recover.recover(given, stage, folder, options.folder / "recovery")
+
+
 def _json(command: Command) -> int:
-    for event in compress(command.compression, command.plan_only):
+    for event in events(command):
         name = type(event).__name__.lower()
+        if isinstance(event, Step | Evaluated | Resumed | Saved | Stopped):
+            print_json(to_json(event))
+            continue
         if isinstance(event, Planned):
             print_json({"event": "plan", **asdict(event.plan), "account": asdict(event.account)})
         elif isinstance(event, Written):
+            print_json({"event": name, **asdict(event), "folder": str(event.folder)})
+        elif isinstance(event, recover.Recovered):
             print_json({"event": name, **asdict(event), "folder": str(event.folder)})
         else:
             print_json({"event": name, **asdict(event)})
@@ -70,7 +113,7 @@ def _show(command: Command) -> int:
         disable=not errors.is_terminal,
     ) as bar:
         view = _View(bar)
-        for event in compress(options, command.plan_only):
+        for event in events(command):
             view.see(event)
     return 0
 
@@ -97,12 +140,28 @@ class _View:
                 console.print(
                     Text(f"model: afm chat --model {event.folder}\nplan:  {event.folder}/plan.toml")
                 )
+            case Asked():
+                self._bar("asking the source", event.done, event.total)
+            case Step():
+                text = f"step {event.step} · loss {event.loss:.3f}"
+                self._bar(f"{text} · {event.tokens_per_second:.0f} tok/s", event.step, None)
+            case Evaluated():
+                console.print(Text(f"after step {event.step}: KL {event.metrics['kl']:.3f}"))
+            case Resumed():
+                console.print(Text(f"goes on after step {event.step}"))
+            case Stopped():
+                console.print(Text(f"stopped after step {event.step}: {event.reason}", "red"))
+            case recover.Recovered():
+                before, after = event.before["kl"], event.after["kl"]
+                console.print(
+                    Text(f"{event.stage}: KL {before:.3f} -> {after:.3f}, in {event.folder}")
+                )
 
-    def _bar(self, text: str, done: int, total: int) -> None:
+    def _bar(self, text: str, done: int, total: int | None) -> None:
         self.bar.update(self.task, description=text, completed=done, total=total)
         if not errors.is_terminal and time.monotonic() > self.shown + 15:
             self.shown = time.monotonic()
-            errors.print(Text(f"{text} ({done} of {total})"))
+            errors.print(Text(text if total is None else f"{text} ({done} of {total})"))
 
 
 def _print_plan(event: Planned, loaded: Loaded) -> None:
