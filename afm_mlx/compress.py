@@ -107,7 +107,7 @@ def compress(options: Compression, plan_only: bool = False) -> Iterator[Event]:
     parameters = loaded.model.args.num_parameters
     yield Loaded(loaded.name, parameters, 2 * parameters)
     shop: quantize.Workshop | None = None
-    for event in _workshop(options, form, loaded):
+    for event in workshop(options, form, loaded):
         if isinstance(event, quantize.Workshop):
             shop = event
         else:
@@ -124,9 +124,10 @@ def compress(options: Compression, plan_only: bool = False) -> Iterator[Event]:
     yield Written(out, signature, account)
 
 
-def _workshop(
+def workshop(
     options: Compression, form: FormatOptions, loaded: Checkpoint
 ) -> Iterator[Progress | Made | quantize.Workshop]:
+    """Calibrate, and make every matrix at every width; ends with the workshop."""
     text = None
     if not options.uncalibrated:
         text = calibration.windows(options.calibration, loaded.tokenizer, options.folder)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from afm_mlx.data.packing import Batch, Windows, join
 from afm_mlx.data.sources import Source, read
@@ -11,6 +12,8 @@ from afm_mlx.errors import InputError
 from afm_mlx.tokenizer import Tokenizer
 
 import numpy as np
+
+Array = np.ndarray[Any, Any]
 
 SHIPPED = Path(__file__).parent / "text" / "calibration.jsonl"
 """Requests and answers of the features, chats, and encyclopedia text."""
@@ -37,6 +40,23 @@ class CalibrationOptions:
         if self.seed < 0:
             raise InputError(f"seed must not be below 0: {self.seed}")
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return self.data or (str(SHIPPED),)
+
+    def order(self, numbers: Array) -> Array:
+        """The windows of these numbers in the order in which they are taken."""
+        return np.random.default_rng(self.seed).permutation(numbers)
+
+    @property
+    def count(self) -> int:
+        """How many windows are taken."""
+        return max(self.tokens // self.window, 1)
+
+    def left_out(self, numbers: Array) -> Array:
+        """Those of a source's windows that are not taken."""
+        return self.order(numbers)[self.count :]
+
 
 def windows(
     options: CalibrationOptions, tokenizer: Tokenizer, folder: Path
@@ -49,13 +69,12 @@ def windows(
     Raises:
         InputError: a file cannot be used.
     """
-    sources: Sequence[Source] = [Source.parse(d) for d in options.data or (str(SHIPPED),)]
+    sources: Sequence[Source] = [Source.parse(d) for d in options.sources]
     keys, parts = [], []
     for source in sources:
         keys.append(cache_key(tokenizer, [source]))
         store = tokenize(read(source), tokenizer, folder / "tokens", keys[-1])
         parts.append(Windows.of(store, options.window))
     whole = join(parts)
-    numbers = np.random.default_rng(options.seed).permutation(np.concatenate(whole.numbers))
-    taken = numbers[: max(options.tokens // options.window, 1)]
+    taken = options.order(np.concatenate(whole.numbers))[: options.count]
     return " ".join([*keys, repr(replace(options, data=()))]), [whole.batch([n]) for n in taken]

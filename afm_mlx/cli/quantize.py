@@ -4,12 +4,13 @@ import inspect
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
-from afm_mlx import recover
+from afm_mlx import compare, recover
 from afm_mlx.cli.output import console, errors, print_json
+from afm_mlx.compare import Compared, CompareOptions, Row
 from afm_mlx.compress import Compression, Event, Loaded, Written, compress
 from afm_mlx.distill.cutting import Progress as Asked
 from afm_mlx.quant.quantize import Account, Made, Planned
@@ -35,6 +36,9 @@ class Command:
     """Then train a recovery adapter for so many steps, into OUT/recovery."""
     rank: int = AdapterOptions.rank
     """Rank of the recovery adapter."""
+    report: bool = False
+    """Then measure it beside MLX's own weights at several widths, into OUT/report.md."""
+    comparison: CompareOptions = field(default_factory=CompareOptions)
     plan_only: bool = False
     """Show the plan and stop there; a second run with --plan goes on from it."""
     json: bool = False
@@ -53,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
     return (_json if command.json else _show)(command)
 
 
-def events(command: Command) -> Iterator[Event | recover.Event]:
+def events(command: Command) -> Iterator[Event | recover.Event | compare.Event]:
     """All that happens: compression, then the stages of recovery that were asked for."""
     options = command.compression
     yield from compress(options, command.plan_only)
@@ -74,6 +78,8 @@ def events(command: Command) -> Iterator[Event | recover.Event]:
             training=training,
         )
         yield from recover.recover(given, stage, folder, options.folder / "recovery")
+    if command.report:
+        yield from compare.compare(options, command.comparison, out)
 
 
 def _json(command: Command) -> int:
@@ -86,7 +92,7 @@ def _json(command: Command) -> int:
             print_json({"event": "plan", **asdict(event.plan), "account": asdict(event.account)})
         elif isinstance(event, Written):
             print_json({"event": name, **asdict(event), "folder": str(event.folder)})
-        elif isinstance(event, recover.Recovered):
+        elif isinstance(event, recover.Recovered | Compared):
             print_json({"event": name, **asdict(event), "folder": str(event.folder)})
         else:
             print_json({"event": name, **asdict(event)})
@@ -147,6 +153,11 @@ class _View:
                 self._bar(f"{text} · {event.tokens_per_second:.0f} tok/s", event.step, None)
             case Evaluated():
                 console.print(Text(f"after step {event.step}: KL {event.metrics['kl']:.3f}"))
+            case Row():
+                figures = ", ".join(f"{text} {f.kl:.3f}" for text, f in event.found.items())
+                console.print(Text(f"{event.bits:.2f} bits, {event.name}: KL {figures}"))
+            case Compared():
+                console.print(Text(f"report: {event.folder}/report.md"))
             case Resumed():
                 console.print(Text(f"goes on after step {event.step}"))
             case Stopped():

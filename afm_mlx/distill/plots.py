@@ -73,7 +73,7 @@ def write_plots(folder: Path, results: Results, metrics: Metrics) -> dict[str, s
     for (name, title), make in zip(
         PLOTS.items(), (overview, loss, perplexity, agreement), strict=True
     ):
-        with _style():
+        with style():
             figure = make(results, metrics)
             if figure is not None:
                 write_bytes(folder / name, svg(figure))
@@ -88,7 +88,7 @@ def svg(figure: "Figure") -> bytes:
     return file.getvalue()
 
 
-def _style() -> AbstractContextManager[None]:
+def style() -> AbstractContextManager[None]:
     """The look of the plots, whatever the person's own matplotlib settings say."""
     import matplotlib
 
