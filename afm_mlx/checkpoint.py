@@ -101,7 +101,7 @@ def load(
     else:
         config = _read_config(path)
         model = _load_folder(path, config, dtype)
-        tokenizer = Tokenizer.load(path, config.get("eos_token_id"))
+        tokenizer = Tokenizer.load(path, config.get("eos_token_id"), config["model_type"])
     model.eval()
     mx.eval(model.parameters())
     return Checkpoint(source or hub.DEFAULT_MODEL, path, model, tokenizer)

@@ -20,7 +20,7 @@ import tokenizers
 from jinja2 import TemplateError
 from mlx_lm.tokenizer_utils import BPEStreamingDetokenizer, StreamingDetokenizer, TokenizerWrapper
 from mlx_lm.tokenizer_utils import load as load_wrapper
-from transformers import PreTrainedTokenizerFast
+from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,18 @@ class Tokenizer:
         self.eos_token_ids = frozenset(wrapper.eos_token_ids)
 
     @classmethod
-    def load(cls, folder: Path, eos_token_id: Any = None) -> "Tokenizer":
+    def load(
+        cls, folder: Path, eos_token_id: Any = None, model_type: str | None = None
+    ) -> "Tokenizer":
         """Read the tokenizer files of a Hugging Face model folder.
 
         ``eos_token_id`` (one or a list) names ends of text beside the tokenizer's own.
         """
         ends = [eos_token_id] if isinstance(eos_token_id, int) else eos_token_id
+        # transformers warns of model types that it does not know, if it finds them itself.
+        extra = {"config": PretrainedConfig()} if model_type == "afm" else None
         try:
-            return cls(load_wrapper(folder, eos_token_ids=ends))
+            return cls(load_wrapper(folder, extra, eos_token_ids=ends))
         except Exception as error:  # whatever a damaged folder makes transformers raise
             raise ModelError(
                 f"{folder} has no readable tokenizer ({first_line(error)}):"
