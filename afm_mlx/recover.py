@@ -121,7 +121,7 @@ def recover(options: Recovery, stage: Stage, out: Path, work: Path) -> Iterator[
     committee = teachers.Committee((source,))
     if teachers.vocabulary(source.tokenizer) != teachers.vocabulary(small.tokenizer):
         raise InputError(f"{source.name} is not what {small.name} was made from: name its source")
-    key, windows = _windows(options.data, small, work)
+    key, windows = read_windows(options.data, small, work)
     trained, held_out = windows.split(options.data.held_out)
     batches = Batches(
         trained.per_source,
@@ -171,13 +171,13 @@ def _low_bit(model: Model) -> set[str]:
     return {name for layer in model.layers for name, _ in low_bit_layers(layer)}
 
 
-def _windows(data: RecoveryData, small: Checkpoint, work: Path) -> tuple[str, Windows]:
+def read_windows(data: RecoveryData, small: Checkpoint, work: Path) -> tuple[str, Windows]:
+    """A name for the text, and its windows; all positions count, whoever says them."""
     given = data.data or (str(calibration.SHIPPED), str(ARTICLES))
     keys, parts = [str(data.window)], []
     for source in [Source.parse(d) for d in given]:
         keys.append(cache_key(small.tokenizer, [source]))
         store = tokenize(read(source), small.tokenizer, work / "tokens", keys[-1])
-        # All that a person or the model says is learnt: the source is asked about each token.
         store = replace(store, learn=np.ones_like(store.learn))
         parts.append(Windows.of(store, data.window))
     return " ".join(keys), join(parts)
