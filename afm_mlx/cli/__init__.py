@@ -25,6 +25,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 from afm_mlx.cli import quantize
 
                 return quantize.main(arguments[1:])
+            case ["profile"]:
+                from afm_mlx.cli import profile
+
+                return profile.main(arguments[1:])
         command: Any = tyro.cli(
             _named(
                 demo=commands.Demo,
@@ -37,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 chat=commands.Chat,
                 distill=commands.Distill,
                 quantize=commands.Quantize,
+                profile=commands.Profile,
                 models=_named(
                     list=commands.ListModels,
                     download=commands.Download,

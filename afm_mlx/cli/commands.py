@@ -209,6 +209,11 @@ class Quantize:
 
 
 @dataclass(frozen=True)
+class Profile:
+    """Measure each operation of a model: see `afm profile --help`."""
+
+
+@dataclass(frozen=True)
 class ListModels:
     """Show the embedded model and all readable models in the hub cache."""
 
