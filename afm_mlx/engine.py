@@ -15,12 +15,14 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
 from afm_mlx.checkpoint import Checkpoint, load
 from afm_mlx.errors import InputError
 from afm_mlx.generation import PREFIX_BUDGET, PrefixCache, Request, Snapshot, generate
+from afm_mlx.quant.kv import KVOptions, make_cache
 
 import mlx.core as mx
 
@@ -116,10 +118,17 @@ class Engine:
 
     Use it as a context manager, or call :meth:`close`. The model loads in the background;
     the first job waits for it and raises what went wrong.
+
+    Args:
+        prefix_budget: bytes for the KV caches of prompt prefixes.
+        kv: bits of the KV cache; the compute type's own if left out.
     """
 
     def __init__(
-        self, load_checkpoint: Callable[[], Checkpoint] = load, prefix_budget: int = PREFIX_BUDGET
+        self,
+        load_checkpoint: Callable[[], Checkpoint] = load,
+        prefix_budget: int = PREFIX_BUDGET,
+        kv: KVOptions | None = None,
     ) -> None:
         self._runs: set[Run[Any]] = set()
         self._closed = False
@@ -128,13 +137,15 @@ class Engine:
         self._thread = threading.Thread(target=self._work, name="afm-engine", daemon=True)
         self._thread.start()
         atexit.register(self.close)
-        self._prefixes = PrefixCache(prefix_budget)
+        self._prefixes = PrefixCache(prefix_budget, partial(make_cache, options=kv))
         self._loading = self._submit(load_checkpoint)
 
     @classmethod
-    def open(cls, source: str | None = None, revision: str | None = None) -> "Engine":
+    def open(
+        cls, source: str | None = None, revision: str | None = None, kv: KVOptions | None = None
+    ) -> "Engine":
         """Engine for a model as :func:`afm_mlx.checkpoint.load` finds it."""
-        return cls(lambda: load(source, revision))
+        return cls(lambda: load(source, revision), kv=kv)
 
     @property
     def checkpoint(self) -> Checkpoint:

@@ -5,6 +5,7 @@ reads: decoding is bound by memory, so bytes per second tell how near the machin
 (after gpt-fast). A shared prompt prefix is prefilled once and kept (:class:`PrefixCache`).
 """
 
+import copy
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ from afm_mlx.model import Model, named_weights
 from afm_mlx.tokenizer import Tokenizer
 
 import mlx.core as mx
-from mlx_lm.models.cache import KVCache
+from mlx.utils import tree_map, tree_reduce
 from mlx_lm.sample_utils import make_sampler
 
 PREFILL_STEP = 256
@@ -27,6 +28,7 @@ PREFIX_BUDGET = 256 * 2**20
 
 Sampler = Callable[[mx.array], mx.array]
 Cancelled = Callable[[], bool]
+MakeCache = Callable[[Model], list[Any]]
 FinishReason = Literal["stop", "length", "cancelled"]
 
 
@@ -212,18 +214,24 @@ class PrefixCache:
     """KV caches of prompt prefixes, least recently used out first, under a byte budget.
 
     The longest common prefix of a prompt with any entry is reused, whole or in part.
+
+    Args:
+        make_cache: gives an empty KV cache for a request, one per layer that writes to it; its
+            members hold trees of arrays ``[B, heads, positions, ...]`` as ``keys`` and ``values``.
     """
 
-    def __init__(self, budget: int = PREFIX_BUDGET) -> None:
-        self.budget = budget
-        self._entries: OrderedDict[tuple[int, ...], list[KVCache]] = OrderedDict()
+    def __init__(
+        self, budget: int = PREFIX_BUDGET, make_cache: MakeCache = Model.make_cache
+    ) -> None:
+        self.budget, self._make_cache = budget, make_cache
+        self._entries: OrderedDict[tuple[int, ...], list[Any]] = OrderedDict()
 
     @property
     def nbytes(self) -> int:
         """Bytes held at present."""
         return sum(c.nbytes for cache in self._entries.values() for c in cache)
 
-    def fetch(self, model: Model, tokens: Sequence[int]) -> tuple[list[KVCache], int]:
+    def fetch(self, model: Model, tokens: Sequence[int]) -> tuple[list[Any], int]:
         """A cache that may be written to, and how many leading ``tokens`` it holds.
 
         At least one token is always left to run, since its logits are needed.
@@ -234,11 +242,11 @@ class PrefixCache:
             if common > length:
                 best, length = entry, common
         if best is None:
-            return model.make_cache(), 0
+            return self._make_cache(model), 0
         self._entries.move_to_end(best)
         return [_copy(c, length) for c in self._entries[best]], length
 
-    def store(self, tokens: Sequence[int], cache: list[KVCache]) -> None:
+    def store(self, tokens: Sequence[int], cache: list[Any]) -> None:
         """Keep what ``cache`` holds for ``tokens``; entries that it extends are replaced."""
         key = tuple(tokens)
         copies = [_copy(c, len(key)) for c in cache]
@@ -264,14 +272,15 @@ def _common(a: Sequence[int], b: Sequence[int]) -> int:
     return n
 
 
-def _copy(cache: KVCache, length: int) -> KVCache:
+def _copy(cache: Any, length: int) -> Any:
     """First ``length`` positions as a cache of its own: arrays are copied, since mlx-lm's
     caches write into theirs in place."""
-    copy = KVCache()
-    copy.keys = mx.contiguous(cache.keys[..., :length, :])
-    copy.values = mx.contiguous(cache.values[..., :length, :])
-    copy.offset = length
-    return copy
+    twin = copy.copy(cache)
+    twin.keys, twin.values = tree_map(
+        lambda x: mx.contiguous(x[..., :length, :]), (cache.keys, cache.values)
+    )
+    twin.offset = length
+    return twin
 
 
 @dataclass
@@ -305,7 +314,9 @@ class _Clock:
 
 
 def _used_bytes(cache: Any) -> int:
-    return 0 if cache.empty() else sum(v.nbytes for v in cache.keys_and_values())
+    if cache.empty():
+        return 0
+    return int(tree_reduce(lambda total, x: total + x.nbytes, cache.keys_and_values(), 0))
 
 
 def _rate(count: int, seconds: float) -> float:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from afm_mlx import ops
 from tests.conftest import number
@@ -13,6 +14,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from mlx_lm.models import activations, base
+from mlx_lm.models.cache import QuantizedKVCache
 
 
 def difference(a: mx.array, b: mx.array) -> float:
@@ -85,6 +87,46 @@ def test_attention_equals_mlx(kind: str, length: int, total: int) -> None:
     assert q.shape[1] * length * total >= ops.LEAST_SIZE
     expected = base.scaled_dot_product_attention(q, k, v, cache=None, scale=0.2, mask=mask)
     assert difference(ops.attention(q, k, v, None, 0.2, mask), expected) < 1e-5
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+def test_dense_equals_dequantize(bits: int, dtype: mx.Dtype) -> None:
+    x = mx.random.normal((2, 3, 17, 128)).astype(dtype)
+    for group_size in (32, 64, 128):
+        codes, scales, biases = (
+            t[..., 2:9, :]
+            for t in mx.quantize(x, group_size, bits)  # as a cache hands them out
+        )
+        expected = mx.dequantize(codes, scales, biases, group_size, bits)
+        found = ops.dense((codes, scales, biases), 128)
+        assert found.dtype == dtype
+        assert difference(found, expected) <= (1e-6 if dtype == mx.float32 else 0.03)
+    assert ops.dense(x, 128) is x
+
+
+@pytest.mark.parametrize("device", [mx.cpu, mx.gpu])
+@pytest.mark.parametrize("widths", [(8, 8), (8, 4), (16, 3), (6, 16)])
+@pytest.mark.parametrize("length", [1, 5, 300])
+def test_attention_over_quantised_keys_and_values(
+    length: int, widths: tuple[int, int], device: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    q = mx.random.normal((2, 6, length, 64)) * 3
+    tables: list[Any] = []
+    plain: list[mx.array] = []
+    for bits in widths:
+        x = mx.random.normal((2, 2, 300, 64))
+        tables.append(x if bits == 16 else mx.quantize(x, 32, bits))
+        if bits != 16:
+            codes, scales, biases = tables[-1]
+            x = mx.dequantize(codes, scales, biases, 32, bits)
+        plain.append(x)
+    mask = None if length == 1 else "causal"
+    expected = base.scaled_dot_product_attention(q, *plain, cache=None, scale=0.2, mask=mask)
+    monkeypatch.setattr(mx, "default_device", lambda: device)  # the way taken there, on any machine
+    k, v = tables
+    found = ops.attention(q, k, v, QuantizedKVCache(32, 8), 0.2, mask)
+    assert difference(found, expected) < 1e-5
 
 
 def test_swiglu_equals_mlx_lm() -> None:

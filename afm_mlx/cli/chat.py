@@ -9,6 +9,7 @@ from afm_mlx.cli.work import options as sampling
 from afm_mlx.engine import Engine
 from afm_mlx.errors import ExceededContextWindowSizeError, InputError
 from afm_mlx.generation import GenerationOptions
+from afm_mlx.quant.kv import KVOptions
 from afm_mlx.session import LanguageModelSession
 
 from rich.live import Live
@@ -20,7 +21,7 @@ def run(command: Chat) -> int:
         maximum_response_tokens=command.max_tokens
     )
     asked = False
-    with Engine.open(command.model, command.revision) as engine:
+    with Engine.open(command.model, command.revision, KVOptions.parse(command.kv)) as engine:
         _ = engine.checkpoint  # a model that cannot be loaded is reported before the prompt
         session = LanguageModelSession(engine, command.instructions)
         while (line := _read_line()) is not None:

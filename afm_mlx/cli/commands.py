@@ -30,6 +30,8 @@ class Common:
     """0 always takes the likeliest token; higher values vary more."""
     seed: int | None = None
     """Makes a temperature above 0 repeatable."""
+    kv: Literal["16", "8", "8/4"] = "16"
+    """Bits of the KV cache; 8/4 is 8 for keys and 4 for values. Fewer take less memory."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from afm_mlx.cli.output import console, final, print_json, show, timing
 from afm_mlx.cli.work import options, stack_name
 from afm_mlx.engine import Engine
 from afm_mlx.features import FEATURES, Feature, NotificationStack
+from afm_mlx.quant.kv import KVOptions
 
 from rich.text import Text as Line
 
@@ -23,7 +24,7 @@ def run(command: Demo) -> int:
 async def _run(command: Demo) -> int:
     data = json.loads(resources.files("afm_mlx.cli").joinpath("demo.json").read_text("utf-8"))
     started = time.perf_counter()
-    with Engine.open(command.model, command.revision) as engine:
+    with Engine.open(command.model, command.revision, KVOptions.parse(command.kv)) as engine:
         checkpoint = await engine.ready()
         loaded = time.perf_counter() - started
         if not command.json:

@@ -20,6 +20,7 @@ from afm_mlx.engine import Engine
 from afm_mlx.errors import InputError
 from afm_mlx.features import Feature, NotificationStack, Text, Thread
 from afm_mlx.generation import GenerationOptions, SamplingMode
+from afm_mlx.quant.kv import KVOptions
 
 TONES = {
     "plain": features.REWRITE,
@@ -118,7 +119,7 @@ def _work(command: Input, jobs: Sequence[Job]) -> int:
 
 
 async def _run(command: Input, jobs: Sequence[Job]) -> int:
-    with Engine.open(command.model, command.revision) as engine:
+    with Engine.open(command.model, command.revision, KVOptions.parse(command.kv)) as engine:
         for heading, feature, value, extra in jobs:
             events = features.run(
                 engine, feature, value, options(command, 1024), command.max_characters
