@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,10 +17,10 @@ from typing import Any
 
 from afm_mlx import __version__, hub
 from afm_mlx.errors import AFMError, InputError, ModelError, first_line
-from afm_mlx.files import flush
+from afm_mlx.files import replace_folder
 from afm_mlx.gguf import GGUF
 from afm_mlx.model import Model, ModelArgs, named_weights
-from afm_mlx.quant.layers import configuration, make_ready, shape_like
+from afm_mlx.quant.layers import configuration, make_ready, set_dtype, shape_like
 from afm_mlx.tokenizer import Tokenizer
 
 import mlx.core as mx
@@ -156,7 +156,7 @@ def _load_folder(path: Path, config: dict[str, Any], dtype: mx.Dtype) -> Model:
             f"the weights in {path} do not fit its config.json ({first_line(error)}):"
             " download the model again"
         ) from error
-    model.set_dtype(dtype)
+    set_dtype(model, dtype)
     make_ready(model, dense_bytes())
     return model
 
@@ -218,6 +218,7 @@ def save(
     base: str,
     licence: str = "other",
     overwrite: bool = False,
+    extra: Mapping[str, bytes] | None = None,
 ) -> str:
     """Write a model folder and return the base signature of its weights.
 
@@ -228,6 +229,7 @@ def save(
         folder: new folder; an existing one is only replaced with ``overwrite``.
         base: name of the model this one was made from, for the model card.
         licence: licence of the weights as the Hub names it, for the model card.
+        extra: further files by their names.
 
     Raises:
         InputError: the folder exists, or the disk is full or not writable.
@@ -258,7 +260,9 @@ def save(
         tokenizer.save(temporary)
         card = _model_card(folder.name, model, base, licence, name)
         (temporary / "README.md").write_text(card, encoding="utf-8")
-        _replace(temporary, folder)
+        for further, content in (extra or {}).items():
+            (temporary / further).write_bytes(content)
+        replace_folder(temporary, folder)
     except InputError:
         raise
     except Exception as error:  # the libraries that write raise many kinds
@@ -270,26 +274,6 @@ def save(
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
     return name
-
-
-def _replace(temporary: Path, folder: Path) -> None:
-    """Put ``temporary`` in the place of ``folder``, flushed to disk."""
-    temporary.chmod(0o755)
-    for file in temporary.iterdir():
-        flush(file)
-    if not folder.exists():
-        temporary.rename(folder)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent)) / "model"
-    try:
-        folder.rename(old)
-        temporary.rename(folder)
-    except BaseException:  # Ctrl-C too
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        old.parent.rmdir()
-        raise
-    shutil.rmtree(old.parent, ignore_errors=True)
 
 
 def _model_card(name: str, model: Model, base: str, licence: str, signature: str) -> str:

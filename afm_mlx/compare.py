@@ -22,10 +22,11 @@ from afm_mlx.errors import InputError
 from afm_mlx.fidelity import Fidelity, Judge
 from afm_mlx.files import write_bytes
 from afm_mlx.model import Model
-from afm_mlx.quant import affine, quantize
-from afm_mlx.quant.layers import make_ready
+from afm_mlx.quant import affine, palette, quantize
+from afm_mlx.quant.layers import PalettizedLinear, make_ready
 from afm_mlx.quant.quantize import Made, TargetOptions, Workshop
 from afm_mlx.quant.statistics import Progress, linears
+from afm_mlx.quant.variants import FormatOptions
 
 import mlx.core as mx
 import numpy as np
@@ -82,7 +83,12 @@ def compare(compression: Compression, options: CompareOptions, folder: Path) -> 
     }
     rows: list[Row] = []
     for form in ("palette", "affine"):
-        given = replace(compression, format=replace(compression.format, form=form, group_size=0))
+        known = affine.WIDTHS if form == "affine" else palette.WIDTHS
+        widths = tuple(b for b in compression.format.choices if b in known)
+        if not widths:
+            continue
+        changed = FormatOptions(form, widths, damping=compression.format.damping)
+        given = replace(compression, format=changed)
         shop: Workshop | None = None
         for event in workshop(given, given.format, source):
             if isinstance(event, Workshop):
@@ -98,13 +104,19 @@ def compare(compression: Compression, options: CompareOptions, folder: Path) -> 
             bits = quantize.account(shop, plan, embedding=False).linear
             fresh = _fresh(compression)
             small = quantize.apply(replace(shop, model=fresh), plan, embedding=False)
-            name = f"{'palettes' if form == 'palette' else 'calibrated affine'}, planned"
+            kind = "palettes" if form == "palette" else "affine"
+            how = "not calibrated" if compression.uncalibrated else "calibrated"
+            name = f"{kind}, {how}, planned"
             rows.append(_row(name, form, bits, small, judges))
             yield rows[-1]
     for name, predicate in stock(source.model).items():
         small = _fresh(compression)
         nn.quantize(small, GROUP, 4, class_predicate=predicate)
-        rows.append(_row(name, "MLX's own affine", stock_bits(small), small, judges))
+        rows.append(_row(name, "MLX's own affine", model_bits(small), small, judges))
+        yield rows[-1]
+    if (folder / "config.json").exists():
+        small = checkpoint.load(str(folder), dtype=mx.float32).model
+        rows.append(_row("this model", "this model", model_bits(small), small, judges))
         yield rows[-1]
     _write(folder, source.name, rows, judges)
     yield Compared(folder, tuple(rows))
@@ -112,7 +124,12 @@ def compare(compression: Compression, options: CompareOptions, folder: Path) -> 
 
 def stock(model: Model) -> dict[str, Callable[[str, nn.Module], Any]]:
     """mlx-lm's own ways for the linear layers: uniform bits and its mixed recipes."""
-    names = {f"model.layers.{i}.{n}" for i, x in enumerate(model.layers) for n in linears(x)}
+    names = {
+        f"model.layers.{i}.{name}"
+        for i, layer in enumerate(model.layers)
+        for name, linear in linears(layer).items()
+        if affine.fits(linear.weight.shape)
+    }
 
     def uniform(bits: int) -> Callable[[str, nn.Module], Any]:
         return lambda path, _: path in names and {"group_size": GROUP, "bits": bits}
@@ -125,11 +142,21 @@ def stock(model: Model) -> dict[str, Callable[[str, nn.Module], Any]]:
     return found | {f"mlx-lm {recipe}": mixed(recipe) for recipe in QUANT_RECIPES}
 
 
-def stock_bits(model: nn.Module) -> float:
-    """Bits a weight of MLX's quantised linear layers."""
-    layers: list[Any] = [m for _, m in model.named_modules() if isinstance(m, nn.QuantizedLinear)]
-    stored = sum(8 * m.weight.nbytes + 32 * m.scales.size for m in layers)
-    weights = sum(m.scales.size * m.group_size for m in layers)
+def model_bits(model: nn.Module) -> float:
+    """Bits a weight of all linear layers: packed ones with what belongs to them, others 16."""
+    stored = weights = 0
+    layers: list[Any] = [m for name, m in model.named_modules() if name != "lm_head"]
+    for layer in layers:
+        if isinstance(layer, PalettizedLinear):
+            stored += 8 * sum(p.nbytes for p in layer.planes)
+            stored += 16 * (layer.lut.size + layer.scales.size)
+            weights += layer.input_dims * layer.output_dims
+        elif isinstance(layer, nn.QuantizedLinear):
+            stored += 8 * layer.weight.nbytes + 32 * layer.scales.size
+            weights += layer.scales.size * layer.group_size
+        elif isinstance(layer, nn.Linear):
+            stored += 16 * layer.weight.size
+            weights += layer.weight.size
     return stored / weights
 
 
@@ -163,7 +190,8 @@ def _texts(
         taken = numbers[: max(options.test_tokens // calibrated.window, 1)]
         if not len(taken):
             raise InputError("calibration leaves no text to measure on: name some with --test")
-        texts[Path(file).name] = [windows.batch([n]) for n in taken]
+        name = Path(file).name
+        texts[file if name in texts else name] = [windows.batch([n]) for n in taken]
     return texts
 
 
@@ -216,7 +244,7 @@ def _plot(rows: Sequence[Row], texts: Sequence[str]) -> bytes:
                 line = "-" if family in ("palette", "affine") else ""
                 axes.plot(*zip(*points, strict=True), marker="o", linestyle=line, label=family)
             axes.set_yscale("log")
-            axes.set_title(text)
+            axes.set_title(text, parse_math=False)
             axes.set_xlabel("bits a weight")
             axes.set_ylabel("KL, nats a token")
         axes.legend(frameon=False)

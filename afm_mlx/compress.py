@@ -9,14 +9,12 @@ width stay in ``cache``, so a second target or an edited plan takes seconds.
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from afm_mlx import checkpoint
 from afm_mlx.checkpoint import Checkpoint
 from afm_mlx.errors import InputError
-from afm_mlx.files import write_bytes
-from afm_mlx.model import Model
 from afm_mlx.quant import calibration, plan, quantize
 from afm_mlx.quant.calibration import CalibrationOptions
 from afm_mlx.quant.layers import configuration
@@ -28,6 +26,8 @@ import mlx.core as mx
 
 PLAN = "plan.toml"
 """Name of the plan in the folder of a low-bit model."""
+STORED = mx.float16
+"""Type of all that is not packed, tables and scales too, whatever computed them."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ class Compression:
     """Folder of the new model."""
     overwrite: bool = False
     """Replace the folder if it is there already."""
+    go_on: bool = False
+    """Take the folder as it is if it is there already, and go on with training and report."""
     target: TargetOptions = field(default_factory=TargetOptions)
     format: FormatOptions = field(default_factory=FormatOptions)
     calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
@@ -92,18 +94,25 @@ def compress(options: Compression, plan_only: bool = False) -> Iterator[Event]:
         ModelError: the model cannot be loaded.
     """
     out = Path(options.out)
-    if out.exists() and not options.overwrite and not plan_only:
-        raise InputError(f"{out} exists already: choose another --out or allow to --overwrite it")
+    if out.exists() and not plan_only:
+        if options.go_on:
+            return
+        if not options.overwrite:
+            raise InputError(
+                f"{out} exists already: choose another --out, --overwrite it, or --go-on with it"
+            )
     asked = plan.read(Path(options.plan)) if options.plan else None
     form = options.format
     if asked is not None:
-        form = replace(form, form=asked.form, group_size=asked.group_size)
-        form = replace(form, choices=tuple(sorted({*form.choices, *asked.bits.values()})))
+        widths = tuple(sorted({*form.choices, *asked.bits.values()}))
+        form = FormatOptions(asked.form, widths, False, asked.group_size, form.damping)
     loaded = checkpoint.load(options.model, options.revision)
     if configuration(loaded.model):
         raise InputError(f"{loaded.name} has few bits already: name the model it was made from")
-    if asked is None:
-        quantize.check_target(loaded.model, form, options.target)
+    if asked is not None and asked.base != loaded.signature:
+        raise InputError(f"{options.plan} is for another model: make one for {loaded.name}")
+    target = options.target if asked is None else TargetOptions(16)
+    quantize.check_model(loaded.model, form, target)
     parameters = loaded.model.args.num_parameters
     yield Loaded(loaded.name, parameters, 2 * parameters)
     shop: quantize.Workshop | None = None
@@ -119,8 +128,16 @@ def compress(options: Compression, plan_only: bool = False) -> Iterator[Event]:
     if plan_only:
         return
     small = quantize.apply(shop, made, options.target.embedding)
-    signature = save(out, small, loaded, options.overwrite)
-    write_bytes(out / PLAN, plan.to_text(made).encode())
+    extra = {PLAN: plan.to_text(made).encode()}
+    small.set_dtype(STORED)
+    signature = checkpoint.save(
+        out,
+        small,
+        loaded.tokenizer,
+        base=loaded.name,
+        overwrite=options.overwrite,
+        extra=extra,
+    )
     yield Written(out, signature, account)
 
 
@@ -134,9 +151,3 @@ def workshop(
     yield from quantize.prepare(
         loaded.model, loaded.signature, text, form, options.folder, options.calibration.seed
     )
-
-
-def save(folder: Path, model: Model, source: Checkpoint, overwrite: bool = False) -> str:
-    """Write a low-bit model with 16-bit values where it is not packed; its base signature."""
-    model.set_dtype(mx.float16 if mx.default_device() == mx.cpu else checkpoint.default_dtype())
-    return checkpoint.save(folder, model, source.tokenizer, base=source.name, overwrite=overwrite)

@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,3 +58,45 @@ def flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder that takes the place of ``folder`` if nothing fails.
+
+    Raises:
+        InputError: the disk is full or not writable; ``folder`` is as it was.
+    """
+    temporary: Path | None = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        yield temporary
+        replace_folder(temporary, folder)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise InputError(
+            f"{folder} could not be written ({first_line(error)}): {REMEDY}"
+        ) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def replace_folder(temporary: Path, folder: Path) -> None:
+    """Put the folder ``temporary`` in the place of ``folder``, flushed to disk."""
+    temporary.chmod(0o755)
+    for file in temporary.iterdir():
+        flush(file)
+    if not folder.exists():
+        temporary.rename(folder)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent)) / "old"
+    try:
+        folder.rename(old)
+        temporary.rename(folder)
+    except BaseException:  # Ctrl-C too
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        old.parent.rmdir()
+        raise
+    shutil.rmtree(old.parent, ignore_errors=True)

@@ -416,7 +416,8 @@ class Model(nn.Module):
         """The output table ``[vocab_size, hidden_size]``; the embeddings where they are tied."""
         head = self.model.embed_tokens if self.args.tie_word_embeddings else self.lm_head
         if isinstance(head, nn.QuantizedEmbedding | nn.QuantizedLinear):
-            return mx.dequantize(head.weight, head.scales, head.biases, head.group_size, head.bits)
+            grid = (head.scales, head.get("biases"), head.group_size, head.bits, head.mode)
+            return mx.dequantize(head.weight, *grid)
         return head.weight if isinstance(head, nn.Embedding | nn.Linear) else head.dense()
 
     @property

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from afm_mlx import checkpoint
 from afm_mlx.checkpoint import Checkpoint
+from afm_mlx.compress import PLAN, STORED
 from afm_mlx.data.packing import Batches, Windows, join
 from afm_mlx.data.sources import Source, read
 from afm_mlx.data.tokens import cache_key, tokenize
@@ -24,9 +25,9 @@ from afm_mlx.distill.logits import LogitCache
 from afm_mlx.distill.objective import Examination, Learner, LossOptions, Objective, wanted
 from afm_mlx.distill.recipe import SHIPPED as ARTICLES
 from afm_mlx.errors import InputError
-from afm_mlx.files import replacing, write_bytes
+from afm_mlx.files import new_folder
 from afm_mlx.model import Model
-from afm_mlx.quant import calibration
+from afm_mlx.quant import calibration, plan
 from afm_mlx.quant.layers import low_bit_layers, make_ready
 from afm_mlx.quant.statistics import linears
 from afm_mlx.saves import Saves, weights_of
@@ -40,6 +41,8 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 Stage = Literal["tables", "adapter"]
 
 WEIGHTS, CONFIG = "adapters.safetensors", "adapter_config.json"
+RECOVERY = "recovery"
+"""Folder of the recovery adapter in that of its model."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,8 @@ class RecoveryData:
     """JSONL, text files or folders; the texts that come along if left out."""
     window: int = 256
     """Tokens that are read at a time."""
-    held_out: int = 16
-    """Windows of each source to look at, never trained on."""
+    held_out: float = 0.05
+    """Share of the windows of each source to look at, never trained on."""
     top_k: int = 64
     """Likeliest tokens of the source that are kept."""
 
@@ -83,6 +86,7 @@ class Recovery:
 
     model: str
     source: str | None = None
+    revision: str | None = None
     data: RecoveryData = field(default_factory=RecoveryData)
     adapter: AdapterOptions = field(default_factory=AdapterOptions)
     training: TrainingOptions = TABLES
@@ -105,22 +109,29 @@ def recover(options: Recovery, stage: Stage, out: Path, work: Path) -> Iterator[
     """Run one stage; goes on from the saves in ``work``.
 
     Args:
-        out: for ``tables`` the folder of the model itself, which is replaced when all is done;
-            for ``adapter`` the adapter's folder.
+        out: for ``tables`` the model's folder, which is replaced when all is done (its own, or
+            a new one); for ``adapter`` the adapter's folder.
         work: tokens, what the source said, and saves.
 
     Raises:
-        InputError: the model has no low-bit layers, has another vocabulary, or a file or folder
-            cannot be used.
+        InputError: the model has no low-bit layers or another source, or a file or folder cannot
+            be used.
     """
     small = checkpoint.load(options.model, dtype=mx.float32)
     layers = [layer for _, layer in low_bit_layers(small.model)]
     if not layers:
         raise InputError(f"{small.name} has no low-bit layers to recover: quantize it first")
-    source = teachers.load(options.source)
+    if stage == "tables" and (out / RECOVERY).exists():
+        raise InputError(
+            f"{out / RECOVERY} belongs to the tables as they are: train tables before the adapter,"
+            " or move it away"
+        )
+    loaded = checkpoint.load(options.source, options.revision)
+    name = loaded.name
+    if loaded.signature != plan.read(small.path / PLAN).base:
+        raise InputError(f"{small.name} was not made from {loaded.name}: name its own source")
+    source = teachers.wrap(loaded.name, loaded.model, loaded.tokenizer)
     committee = teachers.Committee((source,))
-    if teachers.vocabulary(source.tokenizer) != teachers.vocabulary(small.tokenizer):
-        raise InputError(f"{source.name} is not what {small.name} was made from: name its source")
     key, windows = read_windows(options.data, small, work)
     trained, held_out = windows.split(options.data.held_out)
     batches = Batches(
@@ -137,8 +148,10 @@ def recover(options: Recovery, stage: Stage, out: Path, work: Path) -> Iterator[
     for done, total in cache.fill(committee, windows, numbers, 1.0):
         yield Progress("logits", done, total)
     examination.committee = committee = committee.heads_only()
-    del source
+    del source, loaded
     before = examination(small.model)
+    small.model.freeze()
+    mx.random.seed(options.training.seed)
     if stage == "tables":
         for layer in layers:
             layer.learn_tables()
@@ -146,22 +159,22 @@ def recover(options: Recovery, stage: Stage, out: Path, work: Path) -> Iterator[
         attach(small.model, options.adapter)
     learner = Learner(small.model)
     objective = Objective(learner, committee, LossOptions(), cache, train_head=False)
-    saves = Saves(work / f"saves-{stage}")
+    recipe = replace(options.training, steps=1, evaluate_every=1, save_every=1, patience=0)
+    run = f"{small.signature} {mark} {options.data.top_k} {options.adapter} {recipe}"
+    saves = Saves(work / f"{stage}-{hashlib.sha256(run.encode()).hexdigest()[:12]}")
     look = lambda: examination(small.model)  # noqa: E731
     yield from train(learner, objective, batches, options.training, saves, look, select="kl")
-    after = examination(small.model)
     if stage == "tables":
         for layer in layers:
             layer.settle()
-        _write_model(out, small)
+        _write_model(out, small, name)
     else:
         _write_adapter(out, small, options.adapter)
-    yield Recovered(stage, out, before, after)
+    yield Recovered(stage, out, before, examination(small.model))
 
 
 def attach(model: Model, options: AdapterOptions) -> None:
-    """Put a fresh adapter on every linear layer; nothing else is trained."""
-    model.freeze()
+    """Put a fresh adapter on every linear layer."""
     keys = sorted({name for layer in model.layers for name in linears(layer)} | _low_bit(model))
     config = {"rank": options.rank, "scale": options.scale, "dropout": 0.0, "keys": keys}
     linear_to_lora_layers(model, len(model.layers), config)
@@ -183,13 +196,13 @@ def read_windows(data: RecoveryData, small: Checkpoint, work: Path) -> tuple[str
     return " ".join(keys), join(parts)
 
 
-def _write_model(out: Path, small: Checkpoint) -> None:
-    plan = out / "plan.toml"
-    kept = plan.read_bytes() if plan.exists() else None
-    small.model.set_dtype(mx.float16)
-    checkpoint.save(out, small.model, small.tokenizer, base=small.name, overwrite=True)
-    if kept is not None:
-        write_bytes(plan, kept)
+def _write_model(out: Path, small: Checkpoint, base: str) -> None:
+    """The model with its plan; it stays as it is read back, rounded to 16 bits."""
+    text = (small.path / PLAN).read_bytes()
+    small.model.set_dtype(STORED)
+    checkpoint.save(
+        out, small.model, small.tokenizer, base=base, overwrite=True, extra={PLAN: text}
+    )
     small.model.set_dtype(mx.float32)
     make_ready(small.model, checkpoint.dense_bytes())
 
@@ -197,7 +210,7 @@ def _write_model(out: Path, small: Checkpoint) -> None:
 def _write_adapter(out: Path, small: Checkpoint, options: AdapterOptions) -> None:
     """The adapter as mlx-lm writes one, and the base signature that it belongs to."""
     weights = {
-        name.removeprefix("student."): value.astype(mx.float16)
+        name.removeprefix("student."): value.astype(STORED)
         for name, value in weights_of(Learner(small.model)).items()
     }
     layers = len(small.model.layers)
@@ -208,9 +221,9 @@ def _write_adapter(out: Path, small: Checkpoint, options: AdapterOptions) -> Non
         "lora_parameters": {**asdict(options), "dropout": 0.0, "keys": keys},
         "base_signature": small.signature,
     }
-    with replacing(out / WEIGHTS, new_folder=True) as temporary:
-        mx.save_safetensors(str(temporary), weights)
-    write_bytes(out / CONFIG, json.dumps(config, indent=1).encode())
+    with new_folder(out) as temporary:
+        mx.save_safetensors(str(temporary / WEIGHTS), weights)
+        (temporary / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
 
 
 def _place(name: str) -> str:

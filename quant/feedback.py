@@ -38,11 +38,15 @@ def factorise(hessian: Array, damping: float) -> Order:
     columns = np.argsort(-diagonal, kind="stable")
     ordered = hessian[np.ix_(columns, columns)].astype(np.float64)
     mean = float(diagonal.mean()) or 1.0  # inputs that are always 0
-    np.fill_diagonal(ordered, np.diag(ordered) + damping * mean)
-    # H = R R^T with R upper triangular, so H^-1 = R^-T R^-1.
-    upper = np.linalg.cholesky(ordered[::-1, ::-1])[::-1, ::-1]
-    factor = np.linalg.inv(upper)
-    return Order(columns, np.ascontiguousarray(factor, np.float32))
+    plain = np.diag(ordered).copy()
+    while True:
+        np.fill_diagonal(ordered, plain + damping * mean)
+        try:
+            # H = R R^T with R upper triangular, so H^-1 = R^-T R^-1.
+            upper = np.linalg.cholesky(ordered[::-1, ::-1])[::-1, ::-1]
+            return Order(columns, np.ascontiguousarray(np.linalg.inv(upper), np.float32))
+        except np.linalg.LinAlgError:  # moments from 16-bit numbers are not quite positive
+            damping *= 10
 
 
 def feed_back(weights: Array, order: Order, rounding: Rounding) -> Array:

@@ -15,7 +15,7 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 CELLS = 128
-"""Cells that a group is counted into."""
+"""Cells that a group is counted into, or twice as many as the table has entries."""
 _AT_ONCE = 32  # groups whose costs lie in the processor's cache together
 
 
@@ -32,16 +32,17 @@ def tables(values: Array, weights: Array, sizes: Sequence[int]) -> dict[int, Arr
         different values than entries, some entries are equal.
     """
     found = {size: np.empty((len(values), size), np.float32) for size in sizes}
+    cells = max(CELLS, 2 * max(sizes))
     for start in range(0, len(values), _AT_ONCE):
         chunk = slice(start, start + _AT_ONCE)
-        sums = _cell_sums(values[chunk], weights[chunk])
+        sums = _cell_sums(values[chunk], weights[chunk], cells)
         ends = _solve(_costs(sums), max(sizes))
         for size, rows in found.items():
             rows[chunk] = _means(sums, ends, size)
     return found
 
 
-def _cell_sums(values: Array, weights: Array) -> Array:
+def _cell_sums(values: Array, weights: Array, cells: int) -> Array:
     """Sums of weight, weight x value and weight x value^2 before each cell: ``[3, G, m + 1]``."""
     order = np.argsort(values, axis=1)
     v = np.take_along_axis(values, order, 1).astype(np.float64)
@@ -51,17 +52,17 @@ def _cell_sums(values: Array, weights: Array) -> Array:
     running = np.zeros((3, len(v), v.shape[1] + 1))
     for row, part in zip(running, (w, w * v, w * v * v), strict=True):
         np.cumsum(part, axis=1, out=row[:, 1:])
-    if v.shape[1] <= CELLS:
+    if v.shape[1] <= cells:
         return running
-    return np.take_along_axis(running, _cell_starts(v)[None], axis=2)
+    return np.take_along_axis(running, _cell_starts(v, cells)[None], axis=2)
 
 
-def _cell_starts(ordered: Array) -> Array:
-    """Where cells begin in each row of sorted values, and the end: ``[G, CELLS + 1]``."""
-    n, half = ordered.shape[1], CELLS // 2
+def _cell_starts(ordered: Array, cells: int) -> Array:
+    """Where cells begin in each row of sorted values, and the end: ``[G, cells + 1]``."""
+    n, half = ordered.shape[1], cells // 2
     low, high = ordered[:, :1], ordered[:, -1:]
     even = low + (high - low) * np.arange(1, half) / half
-    counted = ordered[:, (np.arange(1, CELLS - half + 1) * n) // (CELLS - half + 1)]
+    counted = ordered[:, (np.arange(1, cells - half + 1) * n) // (cells - half + 1)]
     edges = np.sort(np.concatenate([even, counted], axis=1), axis=1)
     starts = np.stack([np.searchsorted(row, e) for row, e in zip(ordered, edges, strict=True)])
     ends = np.full((len(ordered), 1), n)

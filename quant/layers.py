@@ -85,7 +85,7 @@ class PalettizedLinear(nn.Module):
 
     def learn_tables(self) -> None:
         """Let training change tables and row scales; which entry each weight has stays."""
-        self._dense, self._codes = None, self.codes
+        self._dense, self._codes = None, self.codes.astype(mx.uint8)
         self.unfreeze(keys=["lut", "scales"], recurse=False)
 
     def settle(self) -> None:
@@ -161,16 +161,17 @@ class RowwiseEmbedding(nn.Module):
     """Token embeddings of 8 bits with a scale for each row; the output table too if tied.
 
     Attributes:
-        weight: int8 ``[V, D]``.
+        weight: codes from 1 to 255, 128 being 0, four in a word: uint32 ``[V, D / 4]``. So MLX's
+            own quantised product reads the same array.
         scales: ``[V]``.
     """
 
     def __init__(self, num_embeddings: int, dims: int) -> None:
         super().__init__()
-        self.weight = mx.zeros((num_embeddings, dims), mx.int8)
+        self.weight = mx.zeros((num_embeddings, dims // 4), mx.uint32)
         self.scales = mx.ones((num_embeddings,), mx.float16)
         self._dense: mx.array | None = None
-        self._packed: tuple[mx.array, mx.array, mx.array] | None = None
+        self._grid: tuple[mx.array, mx.array] | None = None
         self.freeze()
 
     @classmethod
@@ -179,39 +180,39 @@ class RowwiseEmbedding(nn.Module):
         layer = cls(*weight.shape)
         scales = (np.abs(weight).max(1) / 127).astype(np.float16)
         scales = np.where(scales > 0, scales, np.float16(1))
-        codes = np.clip(np.rint(weight / scales.astype(np.float32)[:, None]), -127, 127)
-        layer.weight, layer.scales = mx.array(codes.astype(np.int8)), mx.array(scales)
+        codes = np.clip(np.rint(weight / scales.astype(np.float32)[:, None]), -127, 127) + 128
+        layer.weight = mx.array(np.ascontiguousarray(codes.astype(np.uint8)).view(np.uint32))
+        layer.scales = mx.array(scales)
         return layer
+
+    def _decoded(self, words: mx.array, scales: mx.array) -> mx.array:
+        return (words.view(mx.uint8).astype(scales.dtype) - 128) * scales[..., None]
 
     def dense(self) -> mx.array:
         """The table ``[V, D]`` in the scales' type."""
-        if self._dense is not None:
-            return self._dense
-        return self.weight.astype(self.scales.dtype) * self.scales[:, None]
+        return self._decoded(self.weight, self.scales) if self._dense is None else self._dense
 
     def hold_dense(self, held: bool) -> None:
         """Keep a dense copy of the table to compute with, or drop it."""
         self._dense = None
         self._dense = self.dense() if held else None
 
+    def hold_grid(self, held: bool) -> None:
+        """Let MLX's quantised product make the logits; every group of a row has its scale."""
+        rows, columns = len(self.weight), 4 * self.weight.shape[1]
+        self._grid = None
+        if held and columns % _INT8_GROUP == 0:
+            scales = mx.broadcast_to(self.scales[:, None], (rows, columns // _INT8_GROUP))
+            self._grid = (mx.contiguous(scales), mx.contiguous(-128 * scales))
+
     def __call__(self, tokens: mx.array) -> mx.array:
-        return self.weight[tokens].astype(self.scales.dtype) * self.scales[tokens][..., None]
+        return self._decoded(self.weight[tokens], self.scales[tokens])
 
     def as_linear(self, x: mx.array) -> mx.array:
         """Logits ``[..., V]`` of hidden states ``[..., D]``."""
-        if self._packed is None:
+        if self._grid is None:
             return x @ self.dense().T.astype(x.dtype)
-        codes, scales, biases = self._packed
-        return mx.quantized_matmul(x, codes, scales, biases, True, _INT8_GROUP, 8)
-
-    def pack(self) -> None:
-        """Let MLX's quantised product compute the logits: all groups of a row have its scale."""
-        rows, columns = self.weight.shape
-        if columns % _INT8_GROUP:
-            return
-        codes = (self.weight.astype(mx.int32) + 128).astype(mx.uint8)
-        scales = mx.broadcast_to(self.scales[:, None], (rows, columns // _INT8_GROUP))
-        self._packed = (codes.view(mx.uint32), mx.contiguous(scales), -128 * scales)
+        return mx.quantized_matmul(x, self.weight, *self._grid, True, _INT8_GROUP, 8)
 
 
 class AffineLinear(nn.QuantizedLinear):
@@ -303,7 +304,7 @@ def configuration(model: nn.Module) -> dict[str, Any]:
         layout = Layout({n: x.bits for n, x in palettes.items()}, group, rowwise)
         return {"palettization": asdict(layout)}
     stock = {
-        n: {"group_size": x.group_size, "bits": x.bits}
+        n: {"group_size": x.group_size, "bits": x.bits, "mode": x.mode}
         for n, x in layers
         if isinstance(x, nn.QuantizedLinear | nn.QuantizedEmbedding)
     }
@@ -351,6 +352,21 @@ def low_bit_layers(model: nn.Module) -> Iterator[tuple[str, PalettizedLinear | A
             yield name, layer
 
 
+def _is_affine(layer: nn.Module) -> bool:
+    stock = isinstance(layer, nn.QuantizedLinear) and "bias" not in layer
+    return stock and layer.mode == "affine"
+
+
+def set_dtype(model: nn.Module, dtype: mx.Dtype) -> None:
+    """Compute in ``dtype``; tables stay float16 beside 16-bit types, which kernels read."""
+    layers = [m for _, m in model.named_modules() if isinstance(m, PalettizedLinear)]
+    tables = [(m.lut, m.scales) for m in layers]
+    model.set_dtype(dtype)
+    if dtype != mx.float32:
+        for layer, (lut, scales) in zip(layers, tables, strict=True):
+            layer.lut, layer.scales = lut, scales
+
+
 def make_ready(model: nn.Module, dense_bytes: float) -> None:
     """Choose how each layer computes here.
 
@@ -359,18 +375,20 @@ def make_ready(model: nn.Module, dense_bytes: float) -> None:
             every time. GPUs need none.
     """
     on_cpu = mx.default_device() == mx.cpu
+    norms = (m.weight.dtype for _, m in model.named_modules() if isinstance(m, nn.RMSNorm))
+    dtype = next(norms, mx.float16)
     left = dense_bytes if on_cpu else 0.0
     made: list[tuple[str, nn.Module]] = []
     for name, layer in sorted(model.named_modules()):
         if isinstance(layer, PalettizedLinear):
             size = layer.input_dims * layer.output_dims * layer.lut.itemsize
             layer.hold_dense(size <= left)
+            kernels.usable(layer.bits, dtype)  # tried now, not within the first answer
         elif isinstance(layer, RowwiseEmbedding):
-            size = layer.weight.size * layer.scales.itemsize
+            size = 4 * layer.weight.size * layer.scales.itemsize
             layer.hold_dense(size <= left)
-            if not on_cpu:
-                layer.pack()
-        elif isinstance(layer, nn.QuantizedLinear) and "bias" not in layer:
+            layer.hold_grid(not on_cpu)
+        elif _is_affine(layer):
             size = layer.weight.size * 32 // layer.bits * layer.scales.itemsize
             ours = layer if isinstance(layer, AffineLinear) else AffineLinear(layer)
             ours.hold_dense(size <= left)

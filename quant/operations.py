@@ -129,11 +129,11 @@ def _module_read(module: Any, rows: int) -> int:
     if isinstance(module, AffineLinear) and module._dense is not None:
         return int(module._dense.nbytes)
     if isinstance(module, RowwiseEmbedding):
-        if module._packed is not None:
-            return sum(v.nbytes for v in module._packed)
+        if module._grid is not None:
+            return int(module.weight.nbytes) + sum(v.nbytes for v in module._grid)
         if module._dense is not None:
             return int(module._dense.nbytes)
-        return own + 2 * module.weight.size * module.scales.itemsize
+        return own + 8 * module.weight.size * module.scales.itemsize
     return own
 
 

@@ -3,8 +3,8 @@
 The recipe measured best at 2 to 4 bits: rows are divided by their root mean square, each group
 of rows gets the table that is optimal for its Fisher weights (:mod:`afm_mlx.quant.kmeans`), and
 the entries are chosen with error feedback (:mod:`afm_mlx.quant.feedback`). Unweighted k-means,
-the usual default, places no level near the few weights that large activations meet. Granularity
-and 8-bit scales aside this is what Apple's models use (arXiv 2407.21075, section 5.1).
+the usual default, places no level near the few weights that large activations meet. Tables for
+16 rows are Apple's (arXiv 2407.21075, section 5.1).
 """
 
 from collections.abc import Sequence

@@ -28,6 +28,7 @@ from mlx import nn
 from mlx.utils import tree_unflatten
 
 EMBEDDING_GROUP, EMBEDDING_BITS = 64, 8
+_FORMAT = 1  # raised when the same model and text give other statistics
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,14 @@ class TargetOptions:
     """What the average is taken over: the linear layers, or embeddings and norms too."""
     embedding: bool = True
     """Store the embeddings with 8 bits, by rows."""
+    adapter_rank: int = 0
+    """Count a LoRA adapter of this rank on every linear layer, too."""
 
     def __post_init__(self) -> None:
         if not 0 < self.target <= 16:
             raise InputError(f"target is a number of bits from 0 to 16, not {self.target:g}")
+        if self.adapter_rank < 0:
+            raise InputError(f"adapter_rank must not be below 0: {self.adapter_rank}")
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class Account:
     """What a plan takes.
 
     Attributes:
-        linear: bits a weight of the linear layers.
+        linear: bits a weight of the linear layers, those that stay as they are at 16.
         model: bits a weight of the whole model.
         size: bytes of the whole model.
         cost: nats that a token's loss is expected to rise by, in second order.
@@ -117,9 +122,10 @@ def prepare(
             nothing is calibrated, which costs a multiple of the error.
     """
     named = text[0] if text else "none"
-    known = hashlib.sha256(f"{signature} {named} {seed}".encode()).hexdigest()[:16]
-    statistics = cache / known
-    made = hashlib.sha256(repr(options).encode()).hexdigest()[:16]
+    computed = model.model.norm.weight.dtype
+    known = hashlib.sha256(f"{_FORMAT} {signature} {computed} {named} {seed}".encode())
+    statistics = cache / known.hexdigest()[:16]
+    made = hashlib.sha256(options.name.encode()).hexdigest()[:16]
     shop = Workshop(model, signature, options, statistics / made)
     found = [variants.rows(shop.file(i), options) for i in range(len(shop.blocks))]
     if text and any(rows is None for rows in found):
@@ -161,20 +167,35 @@ def _statistics(
             kept.save(_kept(folder, number), statistics)
 
 
-def check_target(model: Model, form: FormatOptions, options: TargetOptions) -> None:
-    """See that the target can be reached, before any work is done.
+def check_model(model: Model, form: FormatOptions, options: TargetOptions) -> None:
+    """See that weights are numbers and the target can be reached, before any work is done.
 
     Raises:
-        InputError: it cannot.
+        InputError: it is not so.
     """
+    for name, weight in named_weights(model):
+        if not mx.all(mx.isfinite(weight)).item():
+            raise InputError(f"{name} holds values that are no numbers: download the model again")
     rows = {}
-    for number, layer in enumerate(model.layers):
-        for name, linear in linears(layer).items():
-            shape = linear.weight.shape
-            if form.fits(shape):
-                offered = (Choice(b, form.size(shape, b), 0.0) for b in form.choices)
-                rows[f"model.layers.{number}.{name}"] = Row(shape, tuple(offered))
+    for name, linear in _linears(model).items():
+        shape = linear.weight.shape
+        if form.fits(shape):
+            offered = (Choice(b, form.size(shape, b), 0.0) for b in form.choices)
+            rows[name] = Row(shape, tuple(offered))
+    if not rows:
+        raise InputError(
+            f"no matrix of the model can be stored in groups of {form.group}: choose another"
+            " --group-size"
+        )
     choose(Workshop(model, "", form, Path(), rows), options)
+
+
+def _linears(model: Model) -> dict[str, nn.Linear]:
+    return {
+        f"model.layers.{number}.{name}": linear
+        for number, layer in enumerate(model.layers)
+        for name, linear in linears(layer).items()
+    }
 
 
 def choose(shop: Workshop, options: TargetOptions, fixed: Mapping[str, int] | None = None) -> Plan:
@@ -184,20 +205,20 @@ def choose(shop: Workshop, options: TargetOptions, fixed: Mapping[str, int] | No
         InputError: the target cannot be reached, or a fixed width is not offered.
     """
     weights = {name: row.shape[0] * row.shape[1] for name, row in shop.rows.items()}
-    extra = 0.0
-    if options.count == "model":
-        others, extra = _others(shop, options.embedding)
-        weights[""] = others
+    weights[""], extra = _others(shop, options.embedding, options.count == "linear")
+    for linear in _linears(shop.model).values():
+        extra += 16 * options.adapter_rank * sum(linear.weight.shape)
     choices = {name: row.choices for name, row in shop.rows.items()}
     bits = solve(choices, options.target, weights, extra, fixed)
     return Plan(shop.signature, bits, shop.options.group, shop.options.form)
 
 
-def _others(shop: Workshop, embedding: bool) -> tuple[int, float]:
-    """Number of weights outside the workshop, and the bits they take."""
-    count, bits = 0, 0.0
+def _others(shop: Workshop, embedding: bool, linear: bool) -> tuple[int, float]:
+    """Number of weights outside the workshop, or of its linear layers alone, and their bits."""
+    count, bits, inner = 0, 0.0, _linears(shop.model)
     for name, weight in named_weights(shop.model):
-        if name.removesuffix(".weight") in shop.rows:
+        layer = name.removesuffix(".weight")
+        if layer in shop.rows or (linear and layer not in inner):
             continue
         count += weight.size
         each = 16.0
@@ -205,6 +226,7 @@ def _others(shop: Workshop, embedding: bool) -> tuple[int, float]:
             each = 8 + 16 / weight.shape[1]
             if shop.options.form == "affine":
                 each = affine.bits_per_weight(EMBEDDING_BITS, EMBEDDING_GROUP)
+                each = 16.0 if weight.shape[1] % EMBEDDING_GROUP else each
         bits += weight.size * each
     return count, bits
 
@@ -222,15 +244,11 @@ def account(shop: Workshop, plan: Plan, embedding: bool) -> Account:
         chosen = next(c for c in row.choices if c.bits == plan.bits[name])
         size, cost = size + chosen.size, cost + chosen.cost
         weights += row.shape[0] * row.shape[1]
-    others, extra = _others(shop, embedding)
-    left = tuple(
-        f"{block}.{name}"
-        for block, layer in zip(shop.blocks, shop.model.layers, strict=True)
-        for name in linears(layer)
-        if f"{block}.{name}" not in shop.rows
-    )
+    others, extra = _others(shop, embedding, linear=False)
+    still, dense = _others(shop, embedding, linear=True)
+    left = tuple(name for name in _linears(shop.model) if name not in shop.rows)
     return Account(
-        size / max(weights, 1),
+        (size + dense) / (weights + still),
         (size + extra) / (weights + others),
         round((size + extra) / 8),
         cost,
@@ -276,8 +294,10 @@ def apply(shop: Workshop, plan: Plan, embedding: bool) -> Model:
     return model
 
 
-def _embedding(table: Any, plan: Plan) -> nn.Module:
+def _embedding(table: Any, plan: Plan) -> Any:
     if plan.form == "affine":  # what plain mlx-lm loads
+        if table.weight.shape[1] % EMBEDDING_GROUP:
+            return table
         found: nn.Module = table.to_quantized(EMBEDDING_GROUP, EMBEDDING_BITS)
         return found
     return RowwiseEmbedding.of(np.array(table.weight.astype(mx.float32)))

@@ -7,7 +7,7 @@ there, another target or a plan that a person edited takes seconds.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from afm_mlx.quant import affine, palette
 from afm_mlx.quant.affine import Affine
 from afm_mlx.quant.feedback import Order, factorise
 from afm_mlx.quant.kept import CACHE_REMEDY
+from afm_mlx.quant.kernel_source import ROWS
 from afm_mlx.quant.palette import Palettized
 from afm_mlx.quant.plan import Choice, Form
 from afm_mlx.quant.statistics import Statistics
@@ -26,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 Array = np.ndarray[Any, Any]
+_FORMAT = 1  # raised when the same options give other matrices
 Quantized = Palettized | Affine
 
 
@@ -57,8 +59,15 @@ class FormatOptions:
                 )
         if self.group_size < 0 or not 0 < self.damping < 1e3:
             raise InputError("group_size must not be below 0, and damping must be above 0")
+        if self.form == "palette" and self.group_size % ROWS:
+            raise InputError(f"a palette's group_size must be a multiple of {ROWS}, as kernels go")
         if self.form == "affine" and self.group_size not in (0, *affine.GROUP_SIZES):
             raise InputError("MLX's layers take a group_size of 32, 64 or 128")
+
+    @property
+    def name(self) -> str:
+        """Tells files of matrices apart by what decides them."""
+        return f"{_FORMAT} {self.form} {sorted(self.choices)} {self.group} {self.damping:g}"
 
     @property
     def group(self) -> int:
@@ -125,7 +134,7 @@ def make_block(
         found = candidates(weight, known, order, options)
         rows[name] = {"shape": weight.shape, "costs": {b: c for b, (_, c) in found.items()}}
         for bits, (q, _) in found.items():
-            fields = {k: v for k, v in asdict(q).items() if k != "bits"}
+            fields = {k: v for k, v in vars(q).items() if k != "bits"}
             arrays |= {f"{name}.{bits}.{k}": v for k, v in fields.items()}
     with replacing(file, CACHE_REMEDY, new_folder=True) as temporary:
         save_file(arrays, temporary, metadata={"rows": json.dumps(rows)})

@@ -11,7 +11,7 @@ from typing import Annotated
 from afm_mlx import compare, recover
 from afm_mlx.cli.output import console, errors, print_json
 from afm_mlx.compare import Compared, CompareOptions, Row
-from afm_mlx.compress import Compression, Event, Loaded, Written, compress
+from afm_mlx.compress import PLAN, Compression, Event, Loaded, Written, compress
 from afm_mlx.distill.cutting import Progress as Asked
 from afm_mlx.quant.quantize import Account, Made, Planned
 from afm_mlx.quant.statistics import Progress
@@ -22,9 +22,6 @@ import tyro
 from rich import progress
 from rich.table import Table
 from rich.text import Text
-
-RECOVERY = "recovery"
-"""Folder of the recovery adapter in that of the model."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +46,19 @@ def main(arguments: Sequence[str]) -> int:
     """Run ``afm quantize`` with the arguments after its name."""
     command = tyro.cli(
         Command,
-        prog="python -m afm_mlx.quant",
+        prog="afm quantize",
         args=list(arguments),
         description=inspect.getdoc(Compression),
         config=(tyro.conf.OmitArgPrefixes,),
     )
+    if command.compression.uncalibrated:
+        errors.print(
+            Text(
+                "WARNING: without calibration the error is several times as large;"
+                " leave --uncalibrated out for anything that is to be used",
+                style="bold red",
+            )
+        )
     return (_json if command.json else _show)(command)
 
 
@@ -64,16 +69,19 @@ def events(command: Command) -> Iterator[Event | recover.Event | compare.Event]:
     if command.plan_only:
         return
     out = Path(options.out)
+    data = recover.RecoveryData(options.calibration.data)
     stages: list[tuple[recover.Stage, TrainingOptions, Path]] = []
     if command.tables:
         stages.append(("tables", replace(recover.TABLES, steps=command.tables), out))
     if command.adapter:
         adapter = replace(recover.ADAPTER, steps=command.adapter)
-        stages.append(("adapter", adapter, out / RECOVERY))
+        stages.append(("adapter", adapter, out / recover.RECOVERY))
     for stage, training, folder in stages:
         given = recover.Recovery(
             options.out,
             options.model,
+            options.revision,
+            data,
             adapter=AdapterOptions(command.rank),
             training=training,
         )
@@ -100,15 +108,6 @@ def _json(command: Command) -> int:
 
 
 def _show(command: Command) -> int:
-    options = command.compression
-    if options.uncalibrated:
-        errors.print(
-            Text(
-                "WARNING: without calibration the error is several times as large;"
-                " leave --uncalibrated out for anything that is to be used",
-                style="bold red",
-            )
-        )
     with progress.Progress(
         progress.TextColumn("{task.description}"),
         progress.BarColumn(),
@@ -118,7 +117,7 @@ def _show(command: Command) -> int:
         transient=True,
         disable=not errors.is_terminal,
     ) as bar:
-        view = _View(bar)
+        view = _View(bar, command.compression.uncalibrated)
         for event in events(command):
             view.see(event)
     return 0
@@ -127,8 +126,8 @@ def _show(command: Command) -> int:
 class _View:
     """Events as lines and bars; a pipe gets a line every few seconds in place of the bar."""
 
-    def __init__(self, bar: progress.Progress) -> None:
-        self.bar, self.shown = bar, 0.0
+    def __init__(self, bar: progress.Progress, blind: bool) -> None:
+        self.bar, self.shown, self.blind = bar, 0.0, blind
         self.task = bar.add_task("", total=None)
         self.loaded = Loaded("", 0, 0)
 
@@ -141,10 +140,10 @@ class _View:
             case Made():
                 self._bar("fitting weights", event.number, event.total)
             case Planned():
-                _print_plan(event, self.loaded)
+                _print_plan(event, self.loaded, self.blind)
             case Written():
                 console.print(
-                    Text(f"model: afm chat --model {event.folder}\nplan:  {event.folder}/plan.toml")
+                    Text(f"model: afm chat --model {event.folder}\nplan:  {event.folder / PLAN}")
                 )
             case Asked():
                 self._bar("asking the source", event.done, event.total)
@@ -175,9 +174,11 @@ class _View:
             errors.print(Text(text if total is None else f"{text} ({done} of {total})"))
 
 
-def _print_plan(event: Planned, loaded: Loaded) -> None:
+def _print_plan(event: Planned, loaded: Loaded, blind: bool) -> None:
     plan, account = event.plan, event.account
-    console.print(Text(f"{loaded.name}, {plan.form} weights, {_summary(account, loaded)}"))
+    expected = "" if blind else f"; expected loss {account.cost:+.3f} nats a token"
+    summary = _summary(account, loaded) + expected
+    console.print(Text(f"{loaded.name}, {plan.form} weights, {summary}"))
     kinds: dict[str, Counter[int]] = {}
     for name, bits in plan.bits.items():
         kinds.setdefault(name.rpartition(".")[2], Counter())[bits] += 1
@@ -202,6 +203,5 @@ def _print_plan(event: Planned, loaded: Loaded) -> None:
 def _summary(account: Account, loaded: Loaded) -> str:
     return (
         f"{account.linear:.2f} bits in linear layers, {account.model:.2f} over all,"
-        f" {account.size / 1e6:.0f} MB of {loaded.size / 1e6:.0f} MB;"
-        f" expected loss {account.cost:+.3f} nats a token"
+        f" {account.size / 1e6:.0f} MB of {loaded.size / 1e6:.0f} MB"
     )

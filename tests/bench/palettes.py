@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from afm_mlx import checkpoint, load
-from afm_mlx.compare import Compared, CompareOptions, Row, compare, stock_bits
+from afm_mlx.compare import Compared, CompareOptions, Row, compare, model_bits
 from afm_mlx.compress import Compression, compress
 from afm_mlx.data.packing import Batch, Batches, Windows
 from afm_mlx.data.sources import Source, read
@@ -150,10 +150,10 @@ class Bench:
         for name, make in {"dynamic_quant": self._dynamic, "3 bits": self._uniform}.items():
             small = make()
             make_ready(small, checkpoint.dense_bytes())
-            self.show(f"mlx-lm {name}", stock_bits(small), small)
+            self.show(f"mlx-lm {name}", model_bits(small), small)
             self._dwq(small)
             make_ready(small, checkpoint.dense_bytes())
-            self.show(f"mlx-lm {name} + dwq", stock_bits(small), small)
+            self.show(f"mlx-lm {name} + dwq", model_bits(small), small)
 
     def _uniform(self) -> Model:
         small = load(self.model, dtype=mx.float32).model
@@ -171,7 +171,7 @@ class Bench:
             middle = (low + high) / 2
             trial = load(self.model, dtype=mx.float32).model
             nn.quantize(trial, 64, 2, class_predicate=_by(found, middle))
-            if stock_bits(trial) > TARGET:
+            if model_bits(trial) > TARGET:
                 low = middle
             else:
                 high, best = middle, trial

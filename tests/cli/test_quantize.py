@@ -61,6 +61,18 @@ def test_json_and_recovery(
     assert (tmp_path / "small" / "plan.toml").exists()
 
 
+def test_go_on_trains_what_is_there(
+    given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert afm([*given, "--target", "3.3"]) == 0
+    before = (tmp_path / "small" / "plan.toml").read_bytes()
+    capsys.readouterr()
+    assert afm([*given, "--go-on", "--tables", "2", "--json"]) == 0
+    names = [json.loads(line)["event"] for line in capsys.readouterr().out.splitlines()]
+    assert "recovered" in names and "written" not in names
+    assert (tmp_path / "small" / "plan.toml").read_bytes() == before
+
+
 def test_plan_only_writes_no_model(
     given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -83,6 +95,7 @@ def test_without_calibration_there_is_a_loud_warning(
         (["--target", "0"], "target is a number of bits"),
         (["--choices", "5"], "not 5"),
         (["--form", "affine", "--group-size", "48"], "32, 64 or 128"),
+        (["--group-size", "6"], "multiple of 4"),
         (["--plan", "nowhere.toml"], "is no plan"),
         (["--model", "nowhere"], "nowhere"),
         (["--tokens", "8"], "hold no window"),

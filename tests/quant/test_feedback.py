@@ -59,6 +59,14 @@ def test_outputs_change_less_than_by_rounding() -> None:
     assert change(fed_back) < 0.6 * change(rounded)
 
 
+def test_moments_that_are_not_positive() -> None:
+    # Correlations kept in 16 bits have slightly negative eigenvalues.
+    hessian = correlated(64)
+    hessian -= 0.02 * np.diag(hessian).mean() * np.eye(64)
+    assert np.linalg.eigvalsh(hessian)[0] < 0
+    assert np.isfinite(factorise(hessian, 1e-4).factor).all()
+
+
 def test_inputs_that_are_always_zero() -> None:
     weights = np.random.default_rng(3).standard_normal((4, 32)).astype(np.float32)
     codes = feed_back(weights, factorise(np.zeros((32, 32)), 0.1), to_grid)

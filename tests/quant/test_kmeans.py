@@ -63,6 +63,13 @@ def test_cells_cost_under_a_percent(size: int) -> None:
         assert error(v, w, row) < 1.005 * error(v, w, lloyd(v, w, begun, 50))
 
 
+def test_large_tables_use_all_their_entries() -> None:
+    # 128 cells gave 124 different entries of 256.
+    values = np.random.default_rng(0).standard_normal((1, 6000)).astype(np.float32)
+    table = kmeans.tables(values, np.ones_like(values), [256])[256]
+    assert len(np.unique(table)) > 240
+
+
 def test_one_pass_gives_all_sizes() -> None:
     rng = np.random.default_rng(0)
     values, weights = rng.standard_normal((3, 500)).astype(np.float32), np.ones((3, 500))

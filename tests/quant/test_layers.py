@@ -8,6 +8,7 @@ from afm_mlx.quant.layers import (
     PalettizedLinear,
     RowwiseEmbedding,
     make_ready,
+    set_dtype,
 )
 from afm_mlx.quant.palette import palettize
 from tests.conftest import random_model
@@ -136,6 +137,23 @@ def test_lora_learns_as_through_dense_weights(held: bool) -> None:
     assert float(a.item()) < float(mx.mean(mx.square(x @ weight.T - target)).item())  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+def test_half_precision_keeps_the_tables(dtype: mx.Dtype) -> None:
+    # bfloat16 would round them, and kernels read float16.
+    model = random_model(PRESETS["tiny"])
+    weight = np.array(model.layers[0].mlp.up_proj.weight)
+    q = palettize(weight, [3])[3]
+    model.layers[0].mlp.up_proj = PalettizedLinear.of(q)
+    model.model.embed_tokens = RowwiseEmbedding.of(np.array(model.model.embed_tokens.weight))
+    set_dtype(model, dtype)
+    layer = model.layers[0].mlp.up_proj
+    assert layer.lut.dtype == mx.float16 and np.array_equal(np.array(layer.lut), q.lut)
+    y = layer(inputs(3, 128).astype(dtype))
+    assert y.dtype == dtype
+    assert close(y.astype(mx.float32), inputs(3, 128) @ mx.array(q.weight()).T, 0.03)
+    assert model(mx.array([[5, 6]])).dtype == dtype
+
+
 @pytest.mark.parametrize("held", [True, False])
 def test_int8_embedding(held: bool) -> None:
     table = np.random.default_rng(0).standard_normal((50, 64)).astype(np.float32)
@@ -156,8 +174,8 @@ def test_int8_embedding_through_mlx_own_product() -> None:
     layer.set_dtype(mx.float32)
     x = inputs(2, 5, 128)
     plain = layer.as_linear(x)
-    layer.pack()
-    assert layer._packed is not None
+    layer.hold_grid(True)
+    assert layer._grid is not None
     assert close(layer.as_linear(x), plain, 1e-4)
 
 

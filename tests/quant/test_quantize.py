@@ -144,7 +144,8 @@ def test_edited_plan_is_followed(places: Any, tmp_path: Path) -> None:
     name = "model.layers.0.self_attn.o_proj"
     bits = next(line for line in text.splitlines() if name in line)
     (tmp_path / "plan.toml").write_text(text.replace(bits, f'"{name}" = 2'), "utf-8")
-    run(options(places, tmp_path / "b", plan=str(tmp_path / "plan.toml")))
+    _, events = run(options(places, tmp_path / "b", plan=str(tmp_path / "plan.toml")))
+    assert not any(isinstance(e, Progress | Made) for e in events)  # seconds, not minutes
     model = checkpoint.load(str(tmp_path / "b")).model
     assert isinstance(model.layers[0].self_attn.o_proj, PalettizedLinear)
     assert model.layers[0].self_attn.o_proj.bits == 2
@@ -184,9 +185,11 @@ def test_an_existing_folder_and_a_small_model_are_refused(places: Any, tmp_path:
         run(again)
 
 
-def test_weights_that_are_no_numbers(places: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("inner", [True, False])
+def test_weights_that_are_no_numbers(places: Any, tmp_path: Path, inner: bool) -> None:
     model = random_model(checkpoint.load(places[0]).model.args)
-    model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
+    weight = model.layers[1].mlp.up_proj.weight if inner else model.model.norm.weight
+    weight[..., 0] = float("nan")
     checkpoint.save(tmp_path / "model", model, tiny_tokenizer(), base="tests")
     given = replace(options(places, tmp_path / "a"), model=str(tmp_path / "model"))
     with pytest.raises(InputError, match="no numbers"):
@@ -198,11 +201,39 @@ def test_matrices_that_no_kernel_takes_stay_as_they_are(places: Any, tmp_path: P
     args = replace(PRESETS["tiny"], num_hidden_layers=2, intermediate_size=88)
     checkpoint.save(tmp_path / "model", random_model(args), tiny_tokenizer(), base="tests")
     given = replace(options(places, tmp_path / "a"), model=str(tmp_path / "model"))
+    given = replace(given, target=TargetOptions(9.0))
     written, _ = run(given)
     assert "model.layers.0.mlp.down_proj" in written.account.left
+    assert 8 < written.account.linear <= 9.0  # they count, at 16 bits
+    with pytest.raises(InputError, match="cannot be reached"):
+        list(compress(replace(given, overwrite=True, target=TargetOptions(5.0))))
     assert len(written.account.left) == 6
     small = checkpoint.load(given.out).model
     assert kl(random_model(args), small) < 0.5
+
+
+@pytest.mark.parametrize("form", ["palette", "affine"])
+def test_widths_of_a_pruned_model(tmp_path: Path, form: Any) -> None:
+    # Pruning leaves multiples of 32, MLX's groups are of 64.
+    args = replace(PRESETS["tiny"], num_hidden_layers=2, hidden_size=96, intermediate_size=128)
+    checkpoint.save(tmp_path / "model", random_model(args), tiny_tokenizer(), base="tests")
+    given = Compression(str(tmp_path / "model"), out=str(tmp_path / "a"), uncalibrated=True)
+    form = FormatOptions(form=form)
+    given = replace(given, cache=str(tmp_path / "c"), format=form, target=TargetOptions(14.0))
+    written, _ = run(given)
+    assert checkpoint.load(given.out).signature == written.signature
+
+
+def test_nothing_fits(places: Any, tmp_path: Path) -> None:
+    given = options(places, tmp_path / "a", format=FormatOptions(group_size=28))
+    with pytest.raises(InputError, match="no matrix of the model"):
+        list(compress(given))
+
+
+def test_an_adapter_counts_where_it_is_asked_for(places: Any, tmp_path: Path) -> None:
+    plain, _ = run(options(places, tmp_path / "a", target=TargetOptions(3.5)))
+    with_it, _ = run(options(places, tmp_path / "b", target=TargetOptions(3.5, adapter_rank=2)))
+    assert with_it.account.linear < plain.account.linear - 0.3
 
 
 def test_embedding_counts_where_it_is_asked_for(places: Any, tmp_path: Path) -> None:

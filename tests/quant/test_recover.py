@@ -50,7 +50,8 @@ def recovery(folder: Path, form: str) -> Recovery:
     return Recovery(
         str(folder / form),
         str(folder / "source"),
-        RecoveryData(data=(str(folder / "text.txt"),), window=64, held_out=4),
+        None,
+        RecoveryData(data=(str(folder / "text.txt"),), window=64, held_out=0.1),
         training=replace(TABLES, steps=24, learning_rate=5e-3, evaluate_every=12),
     )
 
@@ -74,7 +75,7 @@ def test_tables_come_closer_at_the_same_size(folder: Path, tmp_path: Path, form:
     source = checkpoint.load(str(folder / "source")).model
     before = checkpoint.load(str(folder / form))
     found = run(recovery(folder, form), "tables", tmp_path / "out", tmp_path / "work")
-    limit = {"palette": 0.8, "affine": 0.97}[form]  # fewer numbers to learn
+    limit = {"palette": 0.9, "affine": 0.99}[form]  # fewer numbers to learn
     assert found.after["kl"] < limit * found.before["kl"]
     after = checkpoint.load(str(tmp_path / "out"))
     assert kl(source, after.model) < kl(source, before.model)
@@ -116,7 +117,39 @@ def test_broken_recovery_goes_on_to_the_same_end(folder: Path, tmp_path: Path) -
     assert again.after["kl"] == pytest.approx(whole.after["kl"], rel=1e-5)
 
 
+def test_runs_that_share_a_work_folder_do_not_mix(folder: Path, tmp_path: Path) -> None:
+    # Saves that no model was named in were taken up by the next model's run.
+    first = replace(recovery(folder, "palette"), training=replace(ADAPTER, steps=6))
+    second = replace(first, model=str(folder / "affine"))
+    work = tmp_path / "work"
+    run(first, "adapter", tmp_path / "a", work)
+    mixed = run(second, "adapter", tmp_path / "b", work)
+    alone = run(second, "adapter", tmp_path / "c", tmp_path / "other")
+    assert mixed.after == alone.after
+    weights = [(tmp_path / n / "adapters.safetensors").read_bytes() for n in "bc"]
+    assert weights[0] == weights[1]
+
+
+def test_only_tables_are_trained(folder: Path, tmp_path: Path) -> None:
+    run(recovery(folder, "palette"), "tables", tmp_path / "out", tmp_path / "work")
+    before, after = (checkpoint.load(str(p)).model for p in (folder / "palette", tmp_path / "out"))
+    assert mx.array_equal(before.model.norm.weight, after.model.norm.weight)
+    assert mx.array_equal(before.model.embed_tokens.scales, after.model.embed_tokens.scales)
+    assert "base_model: " + str(folder / "source") in (tmp_path / "out/README.md").read_text()
+
+
+def test_tables_under_an_adapter_are_not_changed(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "out" / "recovery").mkdir(parents=True)
+    with pytest.raises(InputError, match="belongs to the tables"):
+        run(recovery(folder, "palette"), "tables", tmp_path / "out", tmp_path / "work")
+
+
 def test_what_cannot_be_recovered(folder: Path, tmp_path: Path) -> None:
     dense = replace(recovery(folder, "palette"), model=str(folder / "source"))
     with pytest.raises(InputError, match="no low-bit layers"):
         run(dense, "tables", tmp_path / "out", tmp_path / "work")
+    other = random_model(checkpoint.load(str(folder / "source")).model.args, 5)
+    checkpoint.save(tmp_path / "other", other, tiny_tokenizer(), base="tests")
+    stranger = replace(recovery(folder, "palette"), source=str(tmp_path / "other"))
+    with pytest.raises(InputError, match="was not made from"):
+        run(stranger, "tables", tmp_path / "out", tmp_path / "work")
