@@ -7,6 +7,7 @@ another target, or a plan that a person edited, takes seconds.
 """
 
 import hashlib
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from afm_mlx.data.packing import Batch
-from afm_mlx.errors import InputError
+from afm_mlx.errors import InputError, first_line
 from afm_mlx.model import Model, named_weights
 from afm_mlx.quant import affine, kept, variants
 from afm_mlx.quant.layers import RowwiseEmbedding, quantized_layer
@@ -159,12 +160,19 @@ def _statistics(
 ) -> Iterator[Progress]:
     if all(_kept(folder, i).exists() for i in range(len(model.layers))):
         return
-    for event in collect(model, batches, seed):
-        if isinstance(event, Progress):
-            yield event
-        else:
-            number, statistics = event
-            kept.save(_kept(folder, number), statistics)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".inputs.", dir=folder) as inputs:
+            for event in collect(model, batches, seed, Path(inputs)):
+                if isinstance(event, Progress):
+                    yield event
+                else:
+                    number, statistics = event
+                    kept.save(_kept(folder, number), statistics)
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"{folder} cannot be written ({first_line(error)}): {kept.CACHE_REMEDY}"
+        ) from error
 
 
 def check_model(model: Model, form: FormatOptions, options: TargetOptions) -> None:

@@ -8,12 +8,13 @@ gradients ``d`` of its outputs, a token adds
 - ``mean(d^2) x x^T`` to the guided Hessian, that of the loss (GuidedQuant, arXiv 2505.07004),
 - ``d^2 x^2`` to the Fisher information of each weight (SqueezeLLM, arXiv 2306.07629).
 
-Layer by layer: what goes into each block is kept, and each block is computed again on the way
-back, so that the moments of a single block are in memory at a time.
+Layer by layer: what goes into each block is kept, on disk where it is much, and each block is
+computed again on the way back, so that the moments of a single block are in memory at a time.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from afm_mlx.data.packing import Batch, PackedCache
@@ -27,6 +28,9 @@ from mlx import nn
 from mlx.utils import tree_unflatten
 
 Array = np.ndarray[Any, Any]
+
+IN_MEMORY = 4e9
+"""Bytes of blocks' inputs that are kept in memory: 32k tokens of a 270 M model in float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,9 +69,12 @@ def linears(module: nn.Module) -> dict[str, nn.Linear]:
 
 
 def collect(
-    model: Model, batches: Sequence[Batch], seed: int = 0
+    model: Model, batches: Sequence[Batch], seed: int = 0, folder: Path | None = None
 ) -> Iterator[Progress | tuple[int, dict[str, Statistics]]]:
     """Statistics of one block after the other, from the last to the first.
+
+    Args:
+        folder: what goes into the blocks is kept there if it takes over :data:`IN_MEMORY` bytes.
 
     Yields:
         :class:`Progress`, and for each block its number and the statistics of its linear
@@ -77,10 +84,12 @@ def collect(
     model.eval()
     blocks = _Blocks(model)
     total, done = len(batches) * (len(blocks) + 1), 0
-    inputs: list[list[mx.array]] = []
+    shape = sum(b.tokens.size for b in batches) * model.args.hidden_size * len(blocks)
+    much = shape * model.head_weight.itemsize > IN_MEMORY
+    inputs = _Inputs(folder if much else None)
     gradients: list[mx.array] = []
     key = mx.random.key(seed)
-    for batch in batches:
+    for i, batch in enumerate(batches):
         seen: list[mx.array] = []
         cache: Any = [PackedCache(batch.segments)] * len(model.layers)
         model.model(mx.array(batch.tokens), cache, seen=seen)
@@ -89,18 +98,45 @@ def collect(
         key, drawn = mx.random.split(key)
         gradients.append(_loss_gradient(model, out, batch, drawn))
         mx.eval(gradients[-1], seen)
-        inputs.append(seen)
+        for index, h in enumerate(seen):
+            inputs.put(index, i, h)
         done += 1
         yield Progress(done, total)
     tokens = sum(int((b.segments > 0).sum()) for b in batches)
     for index in range(len(blocks) - 1, -1, -1):
         moments = _Moments()
         for i, batch in enumerate(batches):
-            gradients[i] = blocks.back(index, inputs[i].pop(), gradients[i], batch, moments)
+            gradients[i] = blocks.back(index, inputs.take(index, i), gradients[i], batch, moments)
             mx.eval(gradients[i], moments.arrays())
             done += 1
             yield Progress(done, total)
         yield from moments.finish(tokens).items()
+
+
+class _Inputs:
+    """What goes into piece ``index`` in batch ``i``; taken once."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self.held: dict[tuple[int, int], mx.array] = {}
+
+    def put(self, index: int, i: int, h: mx.array) -> None:
+        if self.folder is None:
+            self.held[index, i] = h
+        else:
+            mx.save_safetensors(str(self._file(index, i)), {"h": h})
+
+    def take(self, index: int, i: int) -> mx.array:
+        if self.folder is None:
+            return self.held.pop((index, i))
+        loaded: Any = mx.load(str(self._file(index, i)))
+        mx.eval(loaded["h"])
+        self._file(index, i).unlink()
+        return loaded["h"]
+
+    def _file(self, index: int, i: int) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{index}-{i}.safetensors"
 
 
 class _Blocks:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from afm_mlx.data.packing import Batch, PackedCache
@@ -33,9 +34,11 @@ def batches(count: int = 2) -> list[Batch]:
     return found
 
 
-def collected(model: Model, given: list[Batch]) -> dict[str, Statistics]:
+def collected(
+    model: Model, given: list[Batch], folder: Path | None = None
+) -> dict[str, Statistics]:
     out: dict[str, Statistics] = {}
-    for event in collect(model, given):
+    for event in collect(model, given, folder=folder):
         if not isinstance(event, Progress):
             number, found = event
             out |= {f"model.layers.{number}.{name}": s for name, s in found.items()}
@@ -103,6 +106,15 @@ def test_equals_one_pass_through_the_whole_model(
             want = value if key == "peak" else value / tokens
             got = getattr(found[name], key)
             assert np.abs(got - want).max() <= 2e-4 * np.abs(want).max(), (name, key)
+
+
+def test_inputs_on_disk_give_the_same(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_memory = collected(random_model(REUSE), batches())
+    monkeypatch.setattr(statistics, "IN_MEMORY", 0)
+    on_disk = collected(random_model(REUSE), batches(), tmp_path)
+    assert not list(tmp_path.iterdir())
+    for name, found in in_memory.items():
+        assert np.array_equal(found.guided, on_disk[name].guided)
 
 
 def test_the_model_is_left_as_it_was() -> None:
