@@ -143,7 +143,7 @@ def recover(options: Recovery, stage: Stage, out: Path, work: Path) -> Iterator[
     examination = Examination(held_out, committee)
     examination.prepare()
     mark = hashlib.sha256(f"{key} {source.fingerprint}".encode()).hexdigest()[:12]
-    cache = LogitCache(work / f"logits-{mark}", options.data.top_k)
+    cache = LogitCache(work / f"logits-{options.data.top_k}-{mark}", options.data.top_k)
     numbers = list(wanted(batches, options.training.steps))
     for done, total in cache.fill(committee, windows, numbers, 1.0):
         yield Progress("logits", done, total)
@@ -162,7 +162,10 @@ def recover(options: Recovery, stage: Stage, out: Path, work: Path) -> Iterator[
     recipe = replace(options.training, steps=1, evaluate_every=1, save_every=1, patience=0)
     run = f"{small.signature} {mark} {options.data.top_k} {options.adapter} {recipe}"
     saves = Saves(work / f"{stage}-{hashlib.sha256(run.encode()).hexdigest()[:12]}")
-    look = lambda: examination(small.model)  # noqa: E731
+
+    def look() -> dict[str, float]:
+        return examination(small.model)
+
     yield from train(learner, objective, batches, options.training, saves, look, select="kl")
     if stage == "tables":
         for layer in layers:
@@ -170,7 +173,7 @@ def recover(options: Recovery, stage: Stage, out: Path, work: Path) -> Iterator[
         _write_model(out, small, name)
     else:
         _write_adapter(out, small, options.adapter)
-    yield Recovered(stage, out, before, examination(small.model))
+    yield Recovered(stage, out, before, look())
 
 
 def attach(model: Model, options: AdapterOptions) -> None:
