@@ -1,13 +1,12 @@
 """``afm distill`` and ``python -m afm_mlx.distill``: show a distillation run."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
 from afm_mlx import parallel
-from afm_mlx.cli.output import console, errors, print_json
+from afm_mlx.cli.output import Bar, console, errors, print_json
 from afm_mlx.distill import run
 from afm_mlx.distill.markdown import amount, duration
 from afm_mlx.distill.plan import Plan
@@ -18,7 +17,6 @@ from afm_mlx.parallel import Group
 from afm_mlx.training import Evaluated, Resumed, Saved, Step, Stopped, to_json
 
 import tyro
-from rich import progress
 from rich.table import Table
 from rich.text import Text
 
@@ -103,15 +101,7 @@ def _json(command: Command, group: Group | None) -> int:
 
 
 def _show(command: Command, group: Group | None) -> int:
-    with progress.Progress(
-        progress.TextColumn("{task.description}"),
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TimeRemainingColumn(),
-        console=errors,
-        transient=True,
-        disable=not errors.is_terminal,
-    ) as bar:
+    with Bar() as bar:
         view = _View(bar, command.recipe)
         for event in run.distill(command.recipe, command.plan, group):
             view.see(event)
@@ -121,9 +111,8 @@ def _show(command: Command, group: Group | None) -> int:
 class _View:
     """Events as lines and bars; a pipe gets a line every few seconds in place of the bar."""
 
-    def __init__(self, bar: progress.Progress, recipe: Recipe) -> None:
-        self.bar, self.recipe, self.shown = bar, recipe, 0.0
-        self.task = bar.add_task("", total=None)
+    def __init__(self, bar: Bar, recipe: Recipe) -> None:
+        self.bar, self.recipe = bar, recipe
 
     def see(self, event: run.RunEvent) -> None:
         match event:
@@ -132,7 +121,7 @@ class _View:
                 for note in event.notes:
                     errors.print(Text(f"note: {note}", style="yellow"))
             case run.Progress():
-                self._bar(event.stage, event.done, event.total)
+                self.bar(event.stage, event.done, event.total)
             case run.Measured():
                 console.print(Text(f"{event.who}: {_scores(event.scores)}"))
             case Step():
@@ -142,7 +131,7 @@ class _View:
                     + (f" · agreement {agreement:.2f}" if agreement is not None else "")
                     + f" · {event.tokens_per_second:.0f} tok/s"
                 )
-                self._bar(text, event.step, self.recipe.training.steps)
+                self.bar(text, event.step, self.recipe.training.steps)
             case Evaluated():
                 scores = Scores(**event.metrics)
                 better = "" if event.better else " (no better)"
@@ -155,12 +144,6 @@ class _View:
                 _print_end(event.results, event.report)
             case Saved():
                 pass
-
-    def _bar(self, text: str, done: int, total: int) -> None:
-        self.bar.update(self.task, description=text, completed=done, total=total)
-        if not errors.is_terminal and time.monotonic() > self.shown + 15:
-            self.shown = time.monotonic()
-            errors.print(Text(f"{text} ({done} of {total})"))
 
 
 def _scores(scores: Scores) -> str:

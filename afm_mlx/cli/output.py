@@ -1,6 +1,7 @@
 """Show answers: live on a terminal, plain text in a pipe, JSON for programs."""
 
 import json
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -8,6 +9,7 @@ from afm_mlx.errors import DecodingFailureError
 from afm_mlx.features import Answer, Edit, Progress, Proofread
 from afm_mlx.generation import Metrics
 
+from rich import progress
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.padding import Padding
@@ -16,6 +18,39 @@ from rich.text import Text
 
 console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
+PIPE_SECONDS = 15
+"""Between two lines of progress in a pipe."""
+
+
+class Bar:
+    """Progress on standard error: a bar, or in a pipe a line every few seconds."""
+
+    def __init__(self) -> None:
+        self._shown = 0.0
+        self._bar = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TimeRemainingColumn(),
+            console=errors,
+            transient=True,
+            disable=not errors.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=None)
+
+    def __enter__(self) -> "Bar":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, text: str, done: int, total: int | None) -> None:
+        """Say that ``done`` of ``total`` is done, if it is known how much there is."""
+        self._bar.update(self._task, description=text, completed=done, total=total)
+        if not errors.is_terminal and time.monotonic() > self._shown + PIPE_SECONDS:
+            self._shown = time.monotonic()
+            errors.print(Text(text if total is None else f"{text} ({done} of {total})"))
 
 
 async def show(events: AsyncIterator[Progress | Answer], heading: str = "") -> Answer:

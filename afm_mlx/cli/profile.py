@@ -1,13 +1,12 @@
 """``afm profile``: where the bits, bytes and microseconds of a model go."""
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 from afm_mlx import checkpoint
-from afm_mlx.cli.output import console, errors, print_json
+from afm_mlx.cli.output import Bar, console, errors, print_json
 from afm_mlx.compress import Compression, workshop
 from afm_mlx.errors import InputError
 from afm_mlx.quant import measure, profile_html
@@ -19,7 +18,6 @@ from afm_mlx.quant.statistics import Progress
 from afm_mlx.quant.variants import Row
 
 import tyro
-from rich import progress
 from rich.table import Table
 from rich.text import Text
 
@@ -94,7 +92,7 @@ def _measured(command: Command) -> Profile:
         raise InputError(f"{loaded.name} has few bits already: name the model it was made from")
     found: Profile | None = None
     rows: Mapping[str, Row] = {}
-    with progress.Progress(console=errors, transient=True, disable=not errors.is_terminal) as bar:
+    with Bar() as bar:
         view = _View(bar)
         for event in measure.profile(loaded.model, loaded.name, command.options):
             if isinstance(event, Profile):
@@ -115,24 +113,17 @@ def _measured(command: Command) -> Profile:
 class _View:
     """Events as a bar; a pipe gets a line every few seconds in its place."""
 
-    def __init__(self, bar: progress.Progress) -> None:
-        self.bar, self.shown = bar, time.monotonic()
-        self.task = bar.add_task("", total=None)
+    def __init__(self, bar: Bar) -> None:
+        self.bar = bar
 
     def see(self, event: Round | Progress | Made) -> None:
         match event:
             case Round():
-                self._bar("measuring", event.done, event.total)
+                self.bar("measuring", event.done, event.total)
             case Progress():
-                self._bar("reading calibration text", event.done, event.total)
+                self.bar("reading calibration text", event.done, event.total)
             case Made():
-                self._bar("fitting weights", event.number, event.total)
-
-    def _bar(self, text: str, done: int, total: int) -> None:
-        self.bar.update(self.task, description=text, completed=done, total=total)
-        if not errors.is_terminal and time.monotonic() > self.shown + 15:
-            self.shown = time.monotonic()
-            errors.print(Text(f"{text} ({done} of {total})"))
+                self.bar("fitting weights", event.number, event.total)
 
 
 def _show(found: Profile, everything: bool) -> None:

@@ -1,7 +1,6 @@
 """``afm quantize`` and ``python -m afm_mlx.quant``: show a compression run."""
 
 import inspect
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 from afm_mlx import compare, recover
-from afm_mlx.cli.output import console, errors, print_json
+from afm_mlx.cli.output import Bar, console, errors, print_json
 from afm_mlx.compare import Compared, CompareOptions, Row
 from afm_mlx.compress import PLAN, Compression, Event, Loaded, Written, compress
 from afm_mlx.distill.cutting import Progress as Asked
@@ -19,7 +18,6 @@ from afm_mlx.recover import AdapterOptions
 from afm_mlx.training import Evaluated, Resumed, Saved, Step, Stopped, TrainingOptions, to_json
 
 import tyro
-from rich import progress
 from rich.table import Table
 from rich.text import Text
 
@@ -108,15 +106,7 @@ def _json(command: Command) -> int:
 
 
 def _show(command: Command) -> int:
-    with progress.Progress(
-        progress.TextColumn("{task.description}"),
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TimeRemainingColumn(),
-        console=errors,
-        transient=True,
-        disable=not errors.is_terminal,
-    ) as bar:
+    with Bar() as bar:
         view = _View(bar, command.compression.uncalibrated)
         for event in events(command):
             view.see(event)
@@ -126,9 +116,8 @@ def _show(command: Command) -> int:
 class _View:
     """Events as lines and bars; a pipe gets a line every few seconds in place of the bar."""
 
-    def __init__(self, bar: progress.Progress, blind: bool) -> None:
-        self.bar, self.shown, self.blind = bar, 0.0, blind
-        self.task = bar.add_task("", total=None)
+    def __init__(self, bar: Bar, blind: bool) -> None:
+        self.bar, self.blind = bar, blind
         self.loaded = Loaded("", 0, 0)
 
     def see(self, event: object) -> None:
@@ -136,9 +125,9 @@ class _View:
             case Loaded():
                 self.loaded = event
             case Progress():
-                self._bar("reading calibration text", event.done, event.total)
+                self.bar("reading calibration text", event.done, event.total)
             case Made():
-                self._bar("fitting weights", event.number, event.total)
+                self.bar("fitting weights", event.number, event.total)
             case Planned():
                 _print_plan(event, self.loaded, self.blind)
             case Written():
@@ -146,10 +135,10 @@ class _View:
                     Text(f"model: afm chat --model {event.folder}\nplan:  {event.folder / PLAN}")
                 )
             case Asked():
-                self._bar("asking the source", event.done, event.total)
+                self.bar("asking the source", event.done, event.total)
             case Step():
                 text = f"step {event.step} · loss {event.loss:.3f}"
-                self._bar(f"{text} · {event.tokens_per_second:.0f} tok/s", event.step, None)
+                self.bar(f"{text} · {event.tokens_per_second:.0f} tok/s", event.step, None)
             case Evaluated():
                 console.print(Text(f"after step {event.step}: KL {event.metrics['kl']:.3f}"))
             case Row():
@@ -166,12 +155,6 @@ class _View:
                 console.print(
                     Text(f"{event.stage}: KL {before:.3f} -> {after:.3f}, in {event.folder}")
                 )
-
-    def _bar(self, text: str, done: int, total: int | None) -> None:
-        self.bar.update(self.task, description=text, completed=done, total=total)
-        if not errors.is_terminal and time.monotonic() > self.shown + 15:
-            self.shown = time.monotonic()
-            errors.print(Text(text if total is None else f"{text} ({done} of {total})"))
 
 
 def _print_plan(event: Planned, loaded: Loaded, blind: bool) -> None:
