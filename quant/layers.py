@@ -84,19 +84,25 @@ class PalettizedLinear(nn.Module):
         self._dense = self.dense() if held else None
 
     def learn_tables(self) -> None:
-        """Let training change tables and row scales; which entry each weight has stays."""
+        """Let training change tables and row scales; which entry each weight has stays.
+
+        Scales learn as factors ``gain``: an optimiser's steps are alike for all numbers, and
+        scales are a hundred times smaller than the entries, which lie around 1.
+        """
         self._dense, self._codes = None, self.codes.astype(mx.uint8)
-        self.unfreeze(keys=["lut", "scales"], recurse=False)
+        self.gain = mx.ones(self.scales.shape)
+        self.unfreeze(keys=["lut", "gain"], recurse=False)
 
     def settle(self) -> None:
         """End :meth:`learn_tables`."""
         self._codes = None
+        self.scales = (self.scales * self.pop("gain")).astype(self.scales.dtype)
         self.freeze()
 
     def __call__(self, x: mx.array) -> mx.array:
         if self._codes is not None:
-            table: Any = learnt_weight
-            return x @ table(self.lut, self.scales, self._codes).T.astype(x.dtype)
+            weight: Any = learnt_weight
+            return x @ weight(self.lut, self.scales * self.gain, self._codes).T.astype(x.dtype)
         if self._dense is not None:
             return x @ self._dense.T
         rows = x.size // self.input_dims
@@ -240,21 +246,33 @@ class AffineLinear(nn.QuantizedLinear):
         self._dense = self.dense() if held else None
 
     def learn_tables(self) -> None:
-        """Let training change scales and biases; the code of each weight stays."""
+        """Let training change scales and biases; the code of each weight stays.
+
+        Both learn in units of the scales: as a factor ``gain`` and a number of steps ``shift``.
+        """
         one, zero = mx.ones_like(self.scales), mx.zeros_like(self.scales)
         codes = mx.dequantize(self.weight, one, zero, self.group_size, self.bits)
         self._dense, self._codes = None, codes.astype(mx.uint8)
-        self.unfreeze(keys=["scales", "biases"], recurse=False)
+        self.gain, self.shift = mx.ones(self.scales.shape), mx.zeros(self.scales.shape)
+        self.unfreeze(keys=["gain", "shift"], recurse=False)
+
+    def _learnt(self) -> tuple[mx.array, mx.array]:
+        """Scales and biases as they are learnt."""
+        return self.scales * self.gain, self.biases + self.scales * self.shift
 
     def settle(self) -> None:
         """End :meth:`learn_tables`."""
         self._codes = None
+        scales, biases = self._learnt()
+        self["scales"], self["biases"] = (a.astype(self.biases.dtype) for a in (scales, biases))
+        del self.gain, self.shift
         self.freeze()
 
     def __call__(self, x: mx.array) -> mx.array:
         if self._codes is not None:
-            grouped = self._codes.reshape(*self.scales.shape, -1).astype(self.scales.dtype)
-            weight = grouped * self.scales[..., None] + self.biases[..., None]
+            scales, biases = self._learnt()
+            grouped = self._codes.reshape(*self.scales.shape, -1).astype(scales.dtype)
+            weight = grouped * scales[..., None] + biases[..., None]
             return x @ weight.reshape(self._codes.shape).T.astype(x.dtype)
         return super().__call__(x) if self._dense is None else x @ self._dense.T
 

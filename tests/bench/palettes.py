@@ -191,6 +191,7 @@ class Bench:
         layers = [layer for _, layer in low_bit_layers(small)]
         for layer in layers:
             layer.learn_tables()
+            layer.freeze(keys=["gain", "shift"], recurse=False)  # dwq trains what they act on
         dwq_quantize(
             small,
             lambda batch, step, split: self.source.model(batch),

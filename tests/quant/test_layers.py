@@ -76,12 +76,20 @@ def test_gradients_to_tables_and_scales(bits: int) -> None:
         return mx.sum((x @ weight.T) * c)
 
     expected = mx.grad(plain)({"lut": layer.lut, "scales": layer.scales})
+    before = layer(x)
     layer.learn_tables()
+    assert close(layer(x), before)
     _, found = nn.value_and_grad(layer, lambda x: mx.sum(layer(x) * c))(x)
-    assert set(found) == {"lut", "scales"}
-    assert close(found["lut"], expected["lut"]) and close(found["scales"], expected["scales"])
+    assert set(found) == {"lut", "gain"}
+    assert close(found["lut"], expected["lut"])
+    assert close(found["gain"], expected["scales"] * layer.scales)
+    layer.gain = layer.gain * 2
     layer.settle()
+    assert close(layer(x), 2 * before)
     assert not tree_flatten(layer.trainable_parameters())
+    assert {k for k, _ in tree_flatten(layer.parameters())} <= {
+        *("weight", "weight_high", "lut", "scales")
+    }
 
 
 def test_gradients_to_scales_and_biases_of_affine_layers() -> None:
@@ -96,9 +104,15 @@ def test_gradients_to_scales_and_biases_of_affine_layers() -> None:
     expected = mx.grad(plain)({"scales": stock.scales, "biases": stock.biases})
     layer.learn_tables()
     _, found = nn.value_and_grad(layer, lambda x: mx.sum(layer(x) * c))(x)
-    assert set(found) == {"scales", "biases"}
-    assert all(close(found[k], expected[k]) for k in found)
+    assert set(found) == {"gain", "shift"}
+    assert close(found["gain"], expected["scales"] * stock.scales)
+    assert close(found["shift"], expected["biases"] * stock.scales)
+    layer.shift = layer.shift + 1
+    moved = layer(x)
     layer.settle()
+    assert close(layer(x), moved)
+    assert set(dict(tree_flatten(layer.parameters()))) == {"weight", "scales", "biases"}
+    layer.biases = layer.biases - layer.scales
     assert close(layer(x), stock(x))
 
 
