@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +16,7 @@ from typing import Any
 
 from afm_mlx import __version__, hub
 from afm_mlx.errors import AFMError, InputError, ModelError, first_line
-from afm_mlx.files import replace_folder
+from afm_mlx.files import REMEDY, new_folder
 from afm_mlx.gguf import GGUF
 from afm_mlx.model import Model, ModelArgs, named_weights
 from afm_mlx.quant.layers import configuration, make_ready, set_dtype, shape_like
@@ -239,7 +238,6 @@ def save(
         raise InputError(f"{folder} exists already: choose another name or allow to overwrite it")
     weights = named_weights(model)
     needed = sum(v.nbytes for _, v in weights)
-    temporary: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder.parent).free
@@ -248,31 +246,26 @@ def save(
                 f"{folder} needs {needed / 1e6:.0f} MB and {free / 1e6:.0f} MB are free:"
                 " free some space or choose another disk"
             )
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        save_model(temporary, model)
-        for file in _weight_files(temporary):
-            _check_safetensors(file)  # a short write shows here
-        name = signature((k, _canonical(v)) for k, v in weights)
-        config = {**model.args.to_dict(), **tokenizer.special_ids, **configuration(model)}
-        if "palettization" in config:
-            config["model_type"] = "afm"  # others would read it wrong
-        save_config(config, temporary / "config.json")
-        tokenizer.save(temporary)
-        card = _model_card(folder.name, model, base, licence, name)
-        (temporary / "README.md").write_text(card, encoding="utf-8")
-        for further, content in (extra or {}).items():
-            (temporary / further).write_bytes(content)
-        replace_folder(temporary, folder)
+        with new_folder(folder) as temporary:
+            save_model(temporary, model)
+            for file in _weight_files(temporary):
+                _check_safetensors(file)  # a short write shows here
+            name = signature((k, _canonical(v)) for k, v in weights)
+            config = {**model.args.to_dict(), **tokenizer.special_ids, **configuration(model)}
+            if "palettization" in config:
+                config["model_type"] = "afm"  # others would read it wrong
+            save_config(config, temporary / "config.json")
+            tokenizer.save(temporary)
+            card = _model_card(folder.name, model, base, licence, name)
+            (temporary / "README.md").write_text(card, encoding="utf-8")
+            for further, content in (extra or {}).items():
+                (temporary / further).write_bytes(content)
     except InputError:
         raise
     except Exception as error:  # the libraries that write raise many kinds
         raise InputError(
-            f"{folder} could not be written ({first_line(error)}): free some space or choose"
-            " another folder"
+            f"{folder} could not be written ({first_line(error)}): {REMEDY}"
         ) from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
     return name
 
 

@@ -72,7 +72,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         yield temporary
-        replace_folder(temporary, folder)
+        _replace(temporary, folder)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise InputError(
             f"{folder} could not be written ({first_line(error)}): {REMEDY}"
@@ -82,7 +82,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def replace_folder(temporary: Path, folder: Path) -> None:
+def _replace(temporary: Path, folder: Path) -> None:
     """Put the folder ``temporary`` in the place of ``folder``, flushed to disk."""
     temporary.chmod(0o755)
     for file in temporary.iterdir():

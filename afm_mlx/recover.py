@@ -212,10 +212,7 @@ def _write_model(out: Path, small: Checkpoint, base: str) -> None:
 
 def _write_adapter(out: Path, small: Checkpoint, options: AdapterOptions) -> None:
     """The adapter as mlx-lm writes one, and the base signature that it belongs to."""
-    weights = {
-        name.removeprefix("student."): value.astype(STORED)
-        for name, value in weights_of(Learner(small.model)).items()
-    }
+    weights = {name: value.astype(STORED) for name, value in weights_of(small.model).items()}
     layers = len(small.model.layers)
     keys = sorted({_place(name) for name in weights})
     config: dict[str, Any] = {

@@ -1,6 +1,6 @@
 """Layers that run palettised weights, and the embedding with 8 bits and a scale per row.
 
-A layer computes in one of three ways, chosen when a model is made ready (:func:`prepare`):
+A layer computes in one of three ways, chosen when a model is made ready (:func:`make_ready`):
 from a dense copy of its weights (CPU, where that fits under a cap), by a kernel that decodes the
 weights on the fly (GPUs, few rows), or by decoding them first (everything else).
 """

@@ -14,6 +14,7 @@ from afm_mlx import blas, hub
 from afm_mlx.cli.commands import Doctor
 from afm_mlx.cli.output import console, print_json
 from afm_mlx.errors import ModelError
+from afm_mlx.quant import kernels
 
 import mlx.core as mx
 from huggingface_hub.constants import HF_HUB_CACHE, HF_HUB_OFFLINE
@@ -62,8 +63,6 @@ def examine() -> Iterator[Check]:
 
 def kernel_checks() -> Iterator[Check]:
     """Every kernel of palettised layers beside plain MLX."""
-    from afm_mlx.quant import kernels
-
     found = kernels.self_test()
     if not found:
         yield Check("kernels", f"{mx.default_device()}: they run on GPUs only, none to compare")

@@ -134,14 +134,15 @@ class Bench:
         """This package's weights, tables or scales trained."""
         made = self.compression(form)
         work = self.options.folder / f"{form}-work"
-        if not (work / "done").exists():
+        done = work / f"done-{self.options.steps}"
+        if not done.exists():
             list(compress(made))
             training = replace(TABLES, steps=self.options.steps)
             given = Recovery(made.out, self.model, training=training)
             for event in recover(given, "tables", Path(made.out), work):
                 if isinstance(event, Recovered):
                     print(f"{form}: {event.before} -> {event.after}", flush=True)
-            (work / "done").touch()
+            done.touch()
         small = load(made.out, dtype=mx.float32)
         self.show(f"{form}, trained {self.options.steps} steps", TARGET, small.model)
 
