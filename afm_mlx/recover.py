@@ -1,9 +1,9 @@
 """Give a low-bit model back what its source knew: tables first, then a recovery adapter.
 
 The source teaches by forward KL on its likeliest tokens, cached on disk. First the tables and
-scales of the low-bit layers learn, which adds no bits; then, if wanted, a LoRA adapter on every
-linear layer of the frozen result (arXiv 2407.21075, section 5.1), which feature adapters start
-from. The adapter is never fused into the weights.
+scales of the low-bit layers and the norms learn, which adds no bits; then, if wanted, a LoRA
+adapter on every linear layer of the frozen result (arXiv 2407.21075, section 5.1), which feature
+adapters start from. The adapter is never fused into the weights.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from afm_mlx.errors import InputError
 from afm_mlx.files import new_folder
 from afm_mlx.model import Model
 from afm_mlx.quant import calibration, plan
-from afm_mlx.quant.layers import low_bit_layers, make_ready
+from afm_mlx.quant.layers import learn_tables, low_bit_layers, make_ready, settle
 from afm_mlx.quant.statistics import linears
 from afm_mlx.saves import Saves, weights_of
 from afm_mlx.training import Event as TrainingEvent
@@ -118,8 +118,7 @@ def recover(options: Recovery, stage: Stage, out: Path, work: Path) -> Iterator[
             be used.
     """
     small = checkpoint.load(options.model, dtype=mx.float32)
-    layers = [layer for _, layer in low_bit_layers(small.model)]
-    if not layers:
+    if not any(low_bit_layers(small.model)):
         raise InputError(f"{small.name} has no low-bit layers to recover: quantize it first")
     if stage == "tables" and (out / RECOVERY).exists():
         raise InputError(
@@ -150,12 +149,11 @@ def recover(options: Recovery, stage: Stage, out: Path, work: Path) -> Iterator[
     examination.committee = committee = committee.heads_only()
     del source, loaded
     before = examination(small.model)
-    small.model.freeze()
     mx.random.seed(options.training.seed)
     if stage == "tables":
-        for layer in layers:
-            layer.learn_tables()
+        learn_tables(small.model)
     else:
+        small.model.freeze()
         attach(small.model, options.adapter)
     learner = Learner(small.model)
     objective = Objective(learner, committee, LossOptions(), cache, train_head=False)
@@ -168,8 +166,7 @@ def recover(options: Recovery, stage: Stage, out: Path, work: Path) -> Iterator[
 
     yield from train(learner, objective, batches, options.training, saves, look, select="kl")
     if stage == "tables":
-        for layer in layers:
-            layer.settle()
+        settle(small.model)
         _write_model(out, small, name)
     else:
         _write_adapter(out, small, options.adapter)

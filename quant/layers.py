@@ -8,7 +8,7 @@ weights on the fly (GPUs, few rows), or by decoding them first (everything else)
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from afm_mlx.errors import InputError, first_line
 from afm_mlx.quant import kernels
@@ -51,7 +51,7 @@ class PalettizedLinear(nn.Module):
         self.lut = mx.zeros((output_dims // group_size, 2**bits), mx.float16)
         self.scales = mx.ones((output_dims,), mx.float16)
         self._dense: mx.array | None = None
-        self._codes: mx.array | None = None
+        self._codes: Codes | None = None
         self.freeze()
 
     @classmethod
@@ -89,7 +89,7 @@ class PalettizedLinear(nn.Module):
         Scales learn as factors ``gain``: an optimiser's steps are alike for all numbers, and
         scales are a hundred times smaller than the entries, which lie around 1.
         """
-        self._dense, self._codes = None, self.codes.astype(mx.uint8)
+        self._dense, self._codes = None, Codes.of(self.codes, len(self.lut), self.bits)
         self.gain = mx.ones(self.scales.shape)
         self.unfreeze(keys=["lut", "gain"], recurse=False)
 
@@ -102,7 +102,8 @@ class PalettizedLinear(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         if self._codes is not None:
             weight: Any = learnt_weight
-            return x @ weight(self.lut, self.scales * self.gain, self._codes).T.astype(x.dtype)
+            dense = weight(self.lut, self.scales * self.gain, *self._codes)
+            return x @ dense.T.astype(x.dtype)
         if self._dense is not None:
             return x @ self._dense.T
         rows = x.size // self.input_dims
@@ -118,23 +119,53 @@ class PalettizedLinear(nn.Module):
         return lora
 
 
+class Codes(NamedTuple):
+    """Indices of a matrix while its tables learn.
+
+    Attributes:
+        codes: uint8 ``[N, K]``.
+        order: weights of each table ``[G, N K / G]`` by rising code.
+        ends: where the weights of each entry end in that order, ``[G, 2^bits]``; the first number
+            after them.
+    """
+
+    codes: mx.array
+    order: mx.array
+    ends: mx.array
+
+    @classmethod
+    def of(cls, codes: mx.array, groups: int, bits: int) -> "Codes":
+        grouped = codes.reshape(groups, -1)
+        small = grouped.shape[1] <= np.iinfo(np.uint16).max + 1
+        order = mx.argsort(grouped, axis=1).astype(mx.uint16 if small else mx.uint32)
+        counts = [mx.sum(grouped == entry, axis=1) for entry in range(2**bits)]
+        found = cls(codes.astype(mx.uint8), order, mx.cumsum(mx.stack(counts, axis=1), axis=1))
+        mx.eval(found)
+        return found
+
+
 @mx.custom_function
-def learnt_weight(lut: mx.array, scales: mx.array, codes: mx.array) -> mx.array:
+def learnt_weight(
+    lut: mx.array, scales: mx.array, codes: mx.array, order: mx.array, ends: mx.array
+) -> mx.array:
     """``scales * lut[codes]`` ``[N, K]``, with gradients to tables and scales."""
     return look_up(codes, lut) * scales[:, None]
 
 
 @learnt_weight.vjp
 def _learnt_weight_vjp(
-    primals: tuple[mx.array, mx.array, mx.array], cotangent: mx.array, _: mx.array
-) -> tuple[mx.array, mx.array, mx.array]:
-    lut, scales, codes = primals
-    grouped = codes.reshape(len(lut), -1)
-    part = (cotangent * scales[:, None]).reshape(grouped.shape)
-    rows = mx.arange(len(lut))[:, None]
-    tables = mx.zeros(lut.shape, part.dtype).at[rows, grouped].add(part)
+    primals: tuple[mx.array, ...], cotangent: mx.array, _: mx.array
+) -> tuple[mx.array, ...]:
+    lut, scales, codes, order, ends = primals
+    part = (cotangent * scales[:, None]).reshape(order.shape)
+    # Sums over runs of equal codes: 20 times as fast as scattered additions on the CPU.
+    running = mx.cumsum(mx.take_along_axis(part, order, axis=1), axis=1)
+    running = mx.pad(running, [(0, 0), (1, 0)])
+    upto = mx.take_along_axis(running, ends, axis=1)
+    tables = mx.diff(mx.pad(upto, [(0, 0), (1, 0)]), axis=1)
     by_row = mx.sum(cotangent * look_up(codes, lut), axis=1)
-    return tables.astype(lut.dtype), by_row.astype(scales.dtype), mx.zeros_like(codes)
+    unused = (mx.zeros_like(a) for a in (codes, order, ends))
+    return tables.astype(lut.dtype), by_row.astype(scales.dtype), *unused
 
 
 @lru_cache(maxsize=64)
@@ -284,7 +315,44 @@ class AffineLinear(nn.QuantizedLinear):
         return lora
 
 
+class LearntNorm(nn.Module):
+    """A norm whose weights learn as factors of themselves: scales of the next layers' columns."""
+
+    def __init__(self, norm: nn.RMSNorm) -> None:
+        super().__init__()
+        self.weight, self.eps, self.gain = norm.weight, norm.eps, mx.ones(norm.weight.shape)
+        self.freeze(keys=["weight"])
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return mx.fast.rms_norm(x, self.weight * self.gain, self.eps)
+
+    def settled(self) -> nn.RMSNorm:
+        """The norm as it has learnt."""
+        norm = nn.RMSNorm(self.weight.size, self.eps)
+        norm.weight = (self.weight * self.gain).astype(self.weight.dtype)
+        norm.freeze()
+        return norm
+
+
 # ---- models
+
+
+def learn_tables(model: nn.Module) -> None:
+    """Let training change all numbers of a model that cost no bits: tables and scales of its
+    low-bit layers, and norms."""
+    model.freeze()
+    for _, layer in low_bit_layers(model):
+        layer.learn_tables()
+    norms = [(n, LearntNorm(m)) for n, m in model.named_modules() if type(m) is nn.RMSNorm]
+    model.update_modules(tree_unflatten(norms))
+
+
+def settle(model: nn.Module) -> None:
+    """End :func:`learn_tables`; the layers can be saved then."""
+    for _, layer in low_bit_layers(model):
+        layer.settle()
+    norms = [(n, m.settled()) for n, m in model.named_modules() if isinstance(m, LearntNorm)]
+    model.update_modules(tree_unflatten(norms))
 
 
 @dataclass(frozen=True)

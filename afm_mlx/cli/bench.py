@@ -20,7 +20,7 @@ from typing import Any
 from afm_mlx import blas
 from afm_mlx.checkpoint import Checkpoint, load
 from afm_mlx.cli.commands import Bench
-from afm_mlx.cli.output import console, errors, print_json
+from afm_mlx.cli.output import errors, print_json, show_table
 from afm_mlx.errors import InputError, ModelError
 from afm_mlx.features import NOTIFICATION_SUMMARY, NotificationStack
 from afm_mlx.features.run import make_request
@@ -71,7 +71,7 @@ def run(command: Bench) -> int:
     if command.json:
         print_json(report)
     else:
-        console.print(_table(report))
+        show_table(_table(report))
     return 0
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from afm_mlx import parallel
-from afm_mlx.cli.output import Bar, console, errors, print_json
+from afm_mlx.cli.output import Bar, console, errors, print_json, show_table
 from afm_mlx.distill import run
 from afm_mlx.distill.markdown import amount, duration
 from afm_mlx.distill.plan import Plan
@@ -165,7 +165,7 @@ def _print_plan(plan: Plan) -> None:
     table.add_row("parameters", *(amount(s) for s in sizes))
     for row in architecture_rows(plan.before or plan.after, plan.after):
         table.add_row(row.name, row.before if plan.before else "", row.after)
-    console.print(table)
+    show_table(table)
     console.print(
         Text(
             f"{amount(plan.tokens)} tokens in all, {plan.epochs:.2f} times through"
@@ -199,7 +199,7 @@ def _print_end(results: Results, report: Path) -> None:
                 for v, d in ((scores.perplexity, 1), (scores.kl, 3), (scores.agreement, 3))
             ),
         )
-    console.print(table)
+    show_table(table)
     if results.seconds:
         console.print(Text(f"trained for {duration(results.seconds)}"))
     console.print(Text(f"report: {report}\nstudent: afm chat --model {results.path}"))

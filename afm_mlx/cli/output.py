@@ -20,6 +20,13 @@ console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 PIPE_SECONDS = 15
 """Between two lines of progress in a pipe."""
+PIPE_WIDTH = 200
+"""Characters in a line of a table in a pipe, where nothing has to be folded."""
+
+
+def show_table(table: Table) -> None:
+    """Print a table, as wide as it needs to be in a pipe."""
+    console.print(table, width=None if console.is_terminal else PIPE_WIDTH)
 
 
 class Bar:

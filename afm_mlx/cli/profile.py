@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from afm_mlx import checkpoint
-from afm_mlx.cli.output import Bar, console, errors, print_json
+from afm_mlx.cli.output import Bar, console, errors, print_json, show_table
 from afm_mlx.compress import Compression, workshop
 from afm_mlx.errors import InputError
 from afm_mlx.quant import measure, profile_html
@@ -129,7 +129,7 @@ class _View:
 def _show(found: Profile, everything: bool) -> None:
     console.print(Text(f"{found.model} on {found.machine.device}, {found.machine.dtype}"))
     ranked = sorted(found.operations, key=lambda o: -o.decode.seconds)
-    console.print(_table(found, ranked if everything else ranked[:ROWS]))
+    show_table(_table(found, ranked if everything else ranked[:ROWS]))
     if not everything and len(ranked) > ROWS:
         console.print(Text(f"and {len(ranked) - ROWS} more: --all shows them", style="dim"))
     for line in _summary(found):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 from afm_mlx import compare, recover
-from afm_mlx.cli.output import Bar, console, errors, print_json
+from afm_mlx.cli.output import Bar, console, errors, print_json, show_table
 from afm_mlx.compare import Compared, CompareOptions, Row
 from afm_mlx.compress import PLAN, Compression, Event, Loaded, Written, compress
 from afm_mlx.distill.cutting import Progress as Asked
@@ -172,7 +172,7 @@ def _print_plan(event: Planned, loaded: Loaded, blind: bool) -> None:
         table.add_column(f"{bits} bits", justify="right")
     for kind, counts in kinds.items():
         table.add_row(kind, *(str(counts[b] or "") for b in widths))
-    console.print(table)
+    show_table(table)
     if account.left:
         errors.print(
             Text(

@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from afm_mlx import checkpoint, load
 from afm_mlx.compare import Compared, CompareOptions, Row, compare, model_bits
@@ -55,6 +55,13 @@ class Options:
     """Tokens of either text to measure on."""
     calibration: int = 32_768
     """Tokens of calibration text."""
+    rows: tuple[Literal["table", "palette", "affine", "peers"], ...] = (
+        "table",
+        "palette",
+        "affine",
+        "peers",
+    )
+    """Parts of the table to make."""
 
 
 def dithered(folder: Path) -> None:
@@ -225,8 +232,12 @@ def _kl(row: Row) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    bench = Bench(tyro.cli(Options))
-    bench.table()
-    bench.trained("palette")
-    bench.trained("affine")
-    bench.peers()
+    asked = tyro.cli(Options)
+    bench = Bench(asked)
+    for part in asked.rows:
+        if part == "table":
+            bench.table()
+        elif part == "peers":
+            bench.peers()
+        else:
+            bench.trained(part)

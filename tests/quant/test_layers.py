@@ -7,8 +7,10 @@ from afm_mlx.quant.layers import (
     AffineLinear,
     PalettizedLinear,
     RowwiseEmbedding,
+    learn_tables,
     make_ready,
     set_dtype,
+    settle,
 )
 from afm_mlx.quant.palette import palettize
 from tests.conftest import random_model
@@ -114,6 +116,26 @@ def test_gradients_to_scales_and_biases_of_affine_layers() -> None:
     assert set(dict(tree_flatten(layer.parameters()))) == {"weight", "scales", "biases"}
     layer.biases = layer.biases - layer.scales
     assert close(layer(x), stock(x))
+
+
+def test_norms_learn_with_the_tables() -> None:
+    mx.random.seed(0)
+    model = nn.Sequential(nn.RMSNorm(96), pair(3)[0])
+    model.layers[0].weight = mx.random.uniform(0.01, 2, (96,))
+    c, x = inputs(5, 48), inputs(5, 96)
+    before, weight = model(x), model.layers[0].weight
+    expected = mx.grad(lambda w: mx.sum(model.layers[1](mx.fast.rms_norm(x, w, 1e-5)) * c))(weight)
+    learn_tables(model)
+    assert close(model(x), before)
+    _, found = nn.value_and_grad(model, lambda x: mx.sum(model(x) * c))(x)
+    assert {k for k, _ in tree_flatten(found)} == {
+        *("layers.0.gain", "layers.1.lut", "layers.1.gain")
+    }
+    assert close(found["layers"][0]["gain"], expected * weight)
+    model.layers[0].gain = 3 * model.layers[0].gain
+    settle(model)
+    assert type(model.layers[0]) is nn.RMSNorm and close(model(x), 3 * before)
+    assert not tree_flatten(model.trainable_parameters())
 
 
 def test_lora_on_three_bits() -> None:
