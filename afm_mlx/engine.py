@@ -12,13 +12,17 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
+from afm_mlx.adapters import formats
+from afm_mlx.adapters.batch import generate_batch
+from afm_mlx.adapters.store import BUDGET, Listed, Store
 from afm_mlx.checkpoint import Checkpoint, load
 from afm_mlx.errors import InputError
 from afm_mlx.generation import PREFIX_BUDGET, PrefixCache, Request, Snapshot, generate
@@ -119,9 +123,13 @@ class Engine:
     Use it as a context manager, or call :meth:`close`. The model loads in the background;
     the first job waits for it and raises what went wrong.
 
+    Every job finds the model with its default adapter (the recovery adapter in its folder, if
+    there is one), or the one that its request names, and nothing changes that while it runs.
+
     Args:
         prefix_budget: bytes for the KV caches of prompt prefixes.
         kv: bits of the KV cache; the compute type's own if left out.
+        adapter_budget: bytes for adapters in memory.
     """
 
     def __init__(
@@ -129,6 +137,7 @@ class Engine:
         load_checkpoint: Callable[[], Checkpoint] = load,
         prefix_budget: int = PREFIX_BUDGET,
         kv: KVOptions | None = None,
+        adapter_budget: int = BUDGET,
     ) -> None:
         self._runs: set[Run[Any]] = set()
         self._closed = False
@@ -139,6 +148,7 @@ class Engine:
         atexit.register(self.close)
         self._prefixes = PrefixCache(prefix_budget, partial(make_cache, options=kv))
         self._loading = self._submit(load_checkpoint)
+        self._storing = self._submit(lambda: self._open_store(adapter_budget))
 
     @classmethod
     def open(
@@ -158,7 +168,7 @@ class Engine:
 
     def call(self, job: Callable[[Checkpoint], T]) -> "Future[T]":
         """Run ``job`` on the engine's thread once; return plain Python values from it."""
-        return self._submit(lambda: job(self._loading.result()))
+        return self._submit(lambda: job(self._model()))
 
     def stream(self, job: Callable[[Checkpoint, Callable[[], bool]], Iterator[T]]) -> Run[T]:
         """Run a generator on the engine's thread; its second argument tells if to stop."""
@@ -166,7 +176,7 @@ class Engine:
 
         def work() -> None:
             try:
-                for item in job(self._loading.result(), lambda: run.cancelled):
+                for item in job(self._model(), lambda: run.cancelled):
                     run._put(item)
             except BaseException as error:  # delivered to whoever iterates
                 run._end(error)
@@ -180,17 +190,56 @@ class Engine:
         return run
 
     def generate(self, request: Request) -> Run[Snapshot]:
-        """Queue a request; the snapshots' ``metrics.queued`` tells how long it waited."""
+        """Queue a request; the snapshots' ``metrics.queued`` tells how long it waited.
+
+        It is answered with the adapter that it names; jobs keep their order, so one that is
+        unloaded later serves it still.
+        """
         submitted = time.perf_counter()
 
         def job(checkpoint: Checkpoint, cancelled: Callable[[], bool]) -> Iterator[Snapshot]:
             queued = time.perf_counter() - submitted
+            number = self._store.put(request.adapter)
             for snapshot in generate(
-                checkpoint.model, checkpoint.tokenizer, request, self._prefixes, cancelled
+                checkpoint.model, checkpoint.tokenizer, request, self._prefixes, cancelled, number
             ):
                 yield replace(snapshot, metrics=replace(snapshot.metrics, queued=queued))
 
         return self.stream(job)
+
+    def generate_batch(self, requests: Sequence[Request]) -> Run[tuple[int, Snapshot]]:
+        """Answer several requests side by side, each with its own adapter; greedily.
+
+        Items are snapshots with the index of their request; each request's last one has a
+        finish reason.
+        """
+
+        def job(
+            checkpoint: Checkpoint, cancelled: Callable[[], bool]
+        ) -> Iterator[tuple[int, Snapshot]]:
+            model, tokenizer = checkpoint.model, checkpoint.tokenizer
+            return generate_batch(
+                model, tokenizer, requests, self._store, self._prefixes, cancelled
+            )
+
+        return self.stream(job)
+
+    def load_adapter(self, folder: str | Path, name: str | None = None) -> "Future[Listed]":
+        """Load an adapter for requests to name; it is called as its folder unless told otherwise.
+
+        The future raises ``InputError`` if it is damaged or for another model; all is as it was
+        then.
+        """
+        path = Path(folder)
+        return self.call(lambda _: self._store.add(name or path.resolve().name, path))
+
+    def unload_adapter(self, name: str) -> "Future[None]":
+        """Forget an adapter; its folder stays."""
+        return self.call(lambda _: self._store.remove(name))
+
+    def adapters(self) -> "Future[list[Listed]]":
+        """The adapters that requests can name."""
+        return self.call(lambda _: self._store.listed())
 
     def forget(self) -> "Future[None]":
         """Drop all cached prompt prefixes."""
@@ -208,6 +257,25 @@ class Engine:
         # A download may take minutes and cannot be stopped: the process need not wait for it.
         self._thread.join(timeout=None if self._loading.done() else LOADING_PATIENCE)
         atexit.unregister(self.close)
+
+    @property
+    def _store(self) -> Store:
+        return self._storing.result()
+
+    def _open_store(self, budget: int) -> Store:
+        checkpoint = self._loading.result()
+        store = Store(checkpoint.model, lambda: checkpoint.signature, budget)
+        recovery = checkpoint.path / formats.RECOVERY
+        if formats.is_adapter(recovery):
+            store.add(formats.RECOVERY, recovery)
+            store.default = formats.RECOVERY
+        return store
+
+    def _model(self) -> Checkpoint:
+        """The model with its default adapter, as every job finds it."""
+        checkpoint = self._loading.result()
+        self._store.put(None)
+        return checkpoint
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:

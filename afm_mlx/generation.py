@@ -2,33 +2,31 @@
 
 Beside tokens per second it reports the bytes of weights and KV cache that each decoded token
 reads: decoding is bound by memory, so bytes per second tell how near the machine's limit it is
-(after gpt-fast). A shared prompt prefix is prefilled once and kept (:class:`PrefixCache`).
+(after gpt-fast). A shared prompt prefix is prefilled once and kept (:mod:`afm_mlx.prefixes`).
 """
 
-import copy
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
 
 from afm_mlx.errors import ExceededContextWindowSizeError, InputError
 from afm_mlx.model import Model, named_weights
+from afm_mlx.prefixes import PREFIX_BUDGET as PREFIX_BUDGET
+from afm_mlx.prefixes import PrefixCache as PrefixCache
 from afm_mlx.tokenizer import Tokenizer
 
 import mlx.core as mx
-from mlx.utils import tree_map, tree_reduce
+import numpy as np
+import numpy.typing as npt
+from mlx.utils import tree_reduce
 from mlx_lm.sample_utils import make_sampler
 
 PREFILL_STEP = 256
 """Prompt tokens per forward pass; between two passes a request can be cancelled."""
 
-PREFIX_BUDGET = 256 * 2**20
-"""Bytes of KV cache kept for prompt prefixes."""
-
 Sampler = Callable[[mx.array], mx.array]
 Cancelled = Callable[[], bool]
-MakeCache = Callable[[Model], list[Any]]
 FinishReason = Literal["stop", "length", "cancelled"]
 
 
@@ -74,17 +72,31 @@ class GenerationOptions:
     Attributes:
         temperature: flattens (> 1) or sharpens (< 1) random sampling; 0 is greedy.
         maximum_response_tokens: the answer ends there at the latest.
+        grounded: features that retell a text may only write names and numbers that it has.
     """
 
     sampling: SamplingMode = SamplingMode()
     temperature: float = 1.0
     maximum_response_tokens: int = 512
+    grounded: bool = True
 
     def __post_init__(self) -> None:
         if not self.temperature >= 0:
             raise InputError("temperature must be 0 or above")
         if self.maximum_response_tokens < 1:
             raise InputError("maximum_response_tokens must be at least 1")
+
+
+class Constraint(Protocol):
+    """Tells which tokens may follow; made anew for each answer."""
+
+    def allowed(self) -> npt.NDArray[np.bool_]:
+        """Which tokens ``[tokens]`` may be next; at least one."""
+        ...
+
+    def advance(self, token: int) -> None:
+        """Take notice of the next token."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -97,6 +109,9 @@ class Request:
         keep_answer: the whole exchange stays cached too (for the next turn of a chat).
         choices: if given, the answer is one of these token sequences, chosen greedily.
         stop: the answer ends before the first of these strings.
+        adapter: name of the adapter to answer with; ``None`` is the engine's default, and an
+            empty name the bare model.
+        constraint: makes what restricts the answer (:mod:`afm_mlx.grounding`).
     """
 
     tokens: Sequence[int]
@@ -105,6 +120,8 @@ class Request:
     keep_answer: bool = False
     choices: tuple[tuple[int, ...], ...] = ()
     stop: tuple[str, ...] = ()
+    adapter: str | None = None
+    constraint: Callable[[], Constraint] | None = None
 
 
 @dataclass(frozen=True)
@@ -210,107 +227,56 @@ def sampler(options: GenerationOptions) -> Sampler:
     return sample
 
 
-class PrefixCache:
-    """KV caches of prompt prefixes, least recently used out first, under a byte budget.
+class Writer:
+    """Writes the answer to a request, token by token, and measures it from its making on.
 
-    The longest common prefix of a prompt with any entry is reused, whole or in part.
-
-    Args:
-        make_cache: gives an empty KV cache for a request, one per layer that writes to it; its
-            members hold trees of arrays ``[B, heads, positions, ...]`` as ``keys`` and ``values``.
+    Attributes:
+        tokens: written so far.
+        metrics: so far.
     """
 
-    def __init__(
-        self, budget: int = PREFIX_BUDGET, make_cache: MakeCache = Model.make_cache
-    ) -> None:
-        self.budget, self._make_cache = budget, make_cache
-        self._entries: OrderedDict[tuple[int, ...], list[Any]] = OrderedDict()
+    def __init__(self, tokenizer: Tokenizer, request: Request) -> None:
+        self.tokens: list[int] = []
+        self.metrics = Metrics(prompt_tokens=len(request.tokens))
+        self._ends, self._stop = tokenizer.eos_token_ids, request.stop
+        self._detokenizer = tokenizer.detokenizer()
+        self._started, self._first = time.perf_counter(), 0.0
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes held at present."""
-        return sum(c.nbytes for cache in self._entries.values() for c in cache)
-
-    def fetch(self, model: Model, tokens: Sequence[int]) -> tuple[list[Any], int]:
-        """A cache that may be written to, and how many leading ``tokens`` it holds.
-
-        At least one token is always left to run, since its logits are needed.
-        """
-        best, length = None, 0
-        for entry in self._entries:
-            common = min(_common(entry, tokens), len(tokens) - 1)
-            if common > length:
-                best, length = entry, common
-        if best is None:
-            return self._make_cache(model), 0
-        self._entries.move_to_end(best)
-        return [_copy(c, length) for c in self._entries[best]], length
-
-    def store(self, tokens: Sequence[int], cache: list[Any]) -> None:
-        """Keep what ``cache`` holds for ``tokens``; entries that it extends are replaced."""
-        key = tuple(tokens)
-        copies = [_copy(c, len(key)) for c in cache]
-        if sum(c.nbytes for c in copies) > self.budget:
-            return  # it would drive out all others, and then itself
-        mx.eval([c.state for c in copies])
-        for entry in [e for e in self._entries if _common(e, key) == len(e)]:
-            del self._entries[entry]
-        self._entries[key] = copies
-        while self.nbytes > self.budget and self._entries:
-            self._entries.popitem(last=False)
-
-    def clear(self) -> None:
-        self._entries.clear()
-
-
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    n = 0
-    for x, y in zip(a, b, strict=False):
-        if x != y:
-            break
-        n += 1
-    return n
-
-
-def _copy(cache: Any, length: int) -> Any:
-    """First ``length`` positions as a cache of its own: arrays are copied, since mlx-lm's
-    caches write into theirs in place."""
-    twin = copy.copy(cache)
-    twin.keys, twin.values = tree_map(
-        lambda x: mx.contiguous(x[..., :length, :]), (cache.keys, cache.values)
-    )
-    twin.offset = length
-    return twin
-
-
-@dataclass
-class _Clock:
-    """Collects the metrics of a running request."""
-
-    model: Model
-    cache: list[Any]
-    metrics: Metrics
-    started: float = field(default_factory=time.perf_counter)
-    first: float | None = None
-
-    def token(self) -> None:
+    def take(self, token: int) -> bool:
+        """Write one more token; false if the answer ends with it."""
         now = time.perf_counter()
-        if self.first is None:
-            self.first = now
+        self._first = self._first or now
         self.metrics = replace(
             self.metrics,
             generated_tokens=self.metrics.generated_tokens + 1,
-            time_to_first_token=self.first - self.started,
-            prefill_time=self.first - self.started,
-            decode_time=now - self.first,
+            time_to_first_token=self._first - self._started,
+            prefill_time=self._first - self._started,
+            decode_time=now - self._first,
         )
+        if token in self._ends:
+            return False
+        self.tokens.append(token)
+        self._detokenizer.add_token(token)
+        return _find(self._stop, self._detokenizer.text) is None
 
-    def total(self) -> Metrics:
-        weights = sum(v.nbytes for _, v in named_weights(self.model))
-        if not self.model.args.tie_word_embeddings:  # the input table is read by row only
-            weights -= self.model.model.embed_tokens.weight.nbytes
-        kv = sum(_used_bytes(c) for c in self.cache)
-        return replace(self.metrics, bytes_per_token=weights + kv, peak_memory=mx.get_peak_memory())
+    def snapshot(self) -> Snapshot:
+        """The answer so far."""
+        return Snapshot(self._detokenizer.text, self.metrics)
+
+    def end(self, reason: FinishReason, bytes_per_token: int) -> Snapshot:
+        """The whole answer, without the string that stopped it."""
+        self._detokenizer.finalize()  # shows what was held back for half a character or word
+        text = self._detokenizer.text[: _find(self._stop, self._detokenizer.text)]
+        cost = {"bytes_per_token": bytes_per_token, "peak_memory": mx.get_peak_memory()}
+        return Snapshot(text, replace(self.metrics, **cost), reason)
+
+
+def bytes_per_token(model: Model, cache: list[Any]) -> int:
+    """Weights and KV cache that one step of decoding reads."""
+    weights = sum(v.nbytes for _, v in named_weights(model))
+    if not model.args.tie_word_embeddings:  # the input table is read by row only
+        weights -= sum(v.nbytes for _, v in named_weights(model.model.embed_tokens))
+    return weights + sum(_used_bytes(c) for c in cache)
 
 
 def _used_bytes(cache: Any) -> int:
@@ -329,60 +295,79 @@ def generate(
     request: Request,
     prefixes: PrefixCache | None = None,
     cancelled: Cancelled = lambda: False,
+    adapter: int = 0,
 ) -> Iterator[Snapshot]:
     """Answer ``request`` as a stream of growing snapshots; the last has a finish reason.
+
+    Args:
+        adapter: number of the adapter that the model runs with, for ``prefixes``.
 
     Raises:
         ExceededContextWindowSizeError: no room for the prompt and one token of answer.
     """
-    tokens = list(request.tokens)
-    limit = model.args.max_position_embeddings - 1
-    if len(tokens) > limit:
-        raise ExceededContextWindowSizeError(len(tokens), limit)
+    budget = answer_budget(model, request)
     prefixes = prefixes if prefixes is not None else PrefixCache()
-    budget = min(request.options.maximum_response_tokens, limit + 1 - len(tokens))
     mx.reset_peak_memory()
     if request.options.sampling.seed is not None:
         mx.random.seed(request.options.sampling.seed)
-
-    cache, cached = prefixes.fetch(model, tokens)
-    clock = _Clock(model, cache, Metrics(prompt_tokens=len(tokens), cached_tokens=cached))
-    keep = min(request.keep, len(tokens) - 1)
-    if keep > cached:
-        if prefill(model, tokens[cached:keep], cache, cancelled) is not None:
-            prefixes.store(tokens[:keep], cache)
-        cached = keep
-    logits = prefill(model, tokens[cached:], cache, cancelled)
+    writer = Writer(tokenizer, request)
+    logits, cache = read_prompt(model, request, writer, prefixes, cancelled, adapter)
     if logits is None:
-        yield Snapshot("", clock.total(), "cancelled")
+        yield writer.end("cancelled", bytes_per_token(model, cache))
         return
 
     if request.choices:
         steps = choose(model, logits, cache, request.choices)
+    elif request.constraint:
+        within = request.constraint()
+        steps = decode_within(model, logits, cache, sampler(request.options), budget, within)
     else:
         steps = decode(model, logits, cache, sampler(request.options), budget)
-    detokenizer = tokenizer.detokenizer()
-    written: list[int] = []
     reason: FinishReason = "stop" if request.choices else "length"
     for token in steps:
-        clock.token()
         if cancelled():
             reason = "cancelled"
             break
-        if token in tokenizer.eos_token_ids:
+        if not writer.take(token):
             reason = "stop"
             break
-        written.append(token)
-        detokenizer.add_token(token)
-        if _find(request.stop, detokenizer.text) is not None:
-            reason = "stop"
-            break
-        yield Snapshot(detokenizer.text, clock.metrics)
-    detokenizer.finalize()  # shows what was held back for half a character or word
-    text = detokenizer.text[: _find(request.stop, detokenizer.text)]
+        yield writer.snapshot()
     if request.keep_answer:
-        prefixes.store([*tokens, *written][: cache[0].offset], cache)
-    yield Snapshot(text, clock.total(), reason)
+        known = [*request.tokens, *writer.tokens][: cache[0].offset]
+        prefixes.store(known, cache, adapter)
+    yield writer.end(reason, bytes_per_token(model, cache))
+
+
+def answer_budget(model: Model, request: Request) -> int:
+    """The most tokens that an answer can have.
+
+    Raises:
+        ExceededContextWindowSizeError: not even one.
+    """
+    limit = model.args.max_position_embeddings - 1
+    if len(request.tokens) > limit:
+        raise ExceededContextWindowSizeError(len(request.tokens), limit)
+    return min(request.options.maximum_response_tokens, limit + 1 - len(request.tokens))
+
+
+def read_prompt(
+    model: Model,
+    request: Request,
+    writer: Writer,
+    prefixes: PrefixCache,
+    cancelled: Cancelled = lambda: False,
+    adapter: int = 0,
+) -> tuple[mx.array | None, list[Any]]:
+    """Logits ``[vocab]`` after the prompt, ``None`` if cancelled, and its KV cache."""
+    tokens = list(request.tokens)
+    cache, cached = prefixes.fetch(model, tokens, adapter)
+    writer.metrics = replace(writer.metrics, cached_tokens=cached)
+    keep = min(request.keep, len(tokens) - 1)
+    if keep > cached:
+        if prefill(model, tokens[cached:keep], cache, cancelled) is not None:
+            prefixes.store(tokens[:keep], cache, adapter)
+        cached = keep
+    return prefill(model, tokens[cached:], cache, cancelled), cache
 
 
 def _find(needles: Sequence[str], text: str) -> int | None:
@@ -403,6 +388,27 @@ def decode(
         yield int(current)
         if n % 256 == 0:
             mx.clear_cache()
+
+
+def decode_within(
+    model: Model,
+    logits: mx.array,
+    cache: list[Any],
+    sample: Sampler,
+    budget: int,
+    constraint: Constraint,
+) -> Iterator[int]:
+    """The same with each token among those that ``constraint`` allows; one is known before the
+    next can be computed."""
+    for n in range(1, budget + 1):
+        allowed = np.zeros(logits.size, np.bool_)
+        known = constraint.allowed()[: logits.size]
+        allowed[: known.size] = known
+        token = int(sample(mx.where(mx.array(allowed), logits, -mx.inf)))
+        constraint.advance(token)
+        yield token
+        if n < budget:
+            logits = decode_one(model, mx.array(token), cache)
 
 
 def choose(

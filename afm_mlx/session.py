@@ -20,17 +20,28 @@ from afm_mlx.tokenizer import Message
 class LanguageModelSession:
     """A conversation: instructions, then prompts and answers in turn.
 
+    Args:
+        adapter: name of a loaded adapter (:meth:`afm_mlx.engine.Engine.load_adapter`); the
+            engine's default one if left out.
+
     Attributes:
+        adapter: the same; what it is set to counts from the next request on.
         transcript: all finished turns; a cancelled or failed request leaves none.
         metrics: what the last request cost.
     """
 
-    def __init__(self, model: Engine | None = None, instructions: str | None = None) -> None:
+    def __init__(
+        self,
+        model: Engine | None = None,
+        instructions: str | None = None,
+        adapter: str | None = None,
+    ) -> None:
         self._engine = model if model is not None else Engine.open()
         self._owns_engine = model is None
         self.transcript: list[Message] = []
         if instructions:
             self.transcript.append(Message("system", instructions))
+        self.adapter = adapter
         self.metrics = Metrics()
         self._responding = False
 
@@ -68,8 +79,9 @@ class LanguageModelSession:
             turns = [*self.transcript, Message("user", prompt)]
             tokenizer = (await self._engine.ready()).tokenizer
             tokens = tokenizer.chat(turns)
+            options = options or GenerationOptions()
             run = self._engine.generate(
-                Request(tokens, options or GenerationOptions(), keep_answer=True)
+                Request(tokens, options, keep_answer=True, adapter=self.adapter)
             )
             snapshot = Snapshot("")
             async for snapshot in run:

@@ -1,4 +1,4 @@
-"""Plain-text helpers for long input and for checking answers: words, sentences, parts, facts."""
+"""Plain-text helpers for long input and for checking answers: words, sentences, parts."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -11,13 +11,10 @@ _WORD = re.compile(r"[\w’'%$€£@#&+./:-]+")
 _FULL_STOP = "".join(rf"(?<!\b{a})" for a in "Dr Mr Mrs Ms Prof St".split()) + r"\."
 _SENTENCE_END = re.compile(rf"(?:{_FULL_STOP}|[!?…。！？])[\"'”’)\]]*\s+")
 _CLAUSE_END = re.compile(rf"(?:{_FULL_STOP}|[;,!?:–—]) |\n")
-_STAMMER = re.compile(r"\b([^\W\d]+)(?:[\s,.!]+\1\b){2,}", re.IGNORECASE)
-_REPEATED = 0.8  # similarity of sentences
 _DANGLING = set(
     "a an and as at but by for from her his in is its my of on or our so that the their to with"
     " your".split()
 )
-_FACT = re.compile(r"\d(?:[\d.,:/-]*\d)?|\b[A-ZÀ-ÖØ-Þ][\w’'-]*")
 
 
 def words(text: str) -> list[str]:
@@ -63,32 +60,6 @@ def _halve(piece: str, size: Callable[[str], int], limit: int) -> list[str]:
     return [*_halve(piece[:cut], size, limit), *_halve(piece[cut:], size, limit)]
 
 
-def unsupported(answer: str, source: str) -> list[str]:
-    """Numbers and capitalised words of ``answer`` that do not occur in ``source``.
-
-    A cheap sign of invented facts. The first word of a sentence is left out, since it is
-    capitalised anyway.
-    """
-    known = {w.casefold() for w in re.findall(r"\w+", source)}
-    numbers = {n[0] for n in _FACT.finditer(source) if n[0][0].isdigit()}
-    found = []
-    for sentence in sentences(answer):
-        for match in _FACT.finditer(sentence):
-            fact = match[0]
-            if fact[0].isdigit():  # 30 is not in 14:30, but 8 is in 8:00
-                if not any(n == fact or n.startswith((f"{fact}:", f"{fact}.")) for n in numbers):
-                    found.append(fact)
-                continue
-            if re.split("['’]", fact)[0] == "I":
-                continue
-            opening = not sentence[: match.start()].strip("\"'“‘(*-•# ")
-            if not opening and any(
-                w.casefold() not in known for w in re.findall(r"\w+", fact) if w != "s"
-            ):
-                found.append(fact)
-    return list(dict.fromkeys(found))
-
-
 def shorten(text: str, limit: int) -> str:
     """At most ``limit`` words of ``text``, ending at the last clause end that fits, if any
     leaves at least half of them, and never on a word like "the" or "for"."""
@@ -104,21 +75,6 @@ def shorten(text: str, limit: int) -> str:
         if len(words(text[:end])) * 2 >= limit:
             return text[:end]
     return head
-
-
-def without_repeats(text: str) -> str:
-    """``text`` without stammering: words said three times on end count once, and sentences
-    that nearly repeat an earlier one, with no name or number of their own, are left out.
-    Small models fall into such loops."""
-    text = _STAMMER.sub(r"\1", text)
-    kept: list[str] = []
-    for sentence in sentences(text):
-        repeats = (
-            similarity(sentence, k) >= _REPEATED and not unsupported(sentence, k) for k in kept
-        )
-        if not words(sentence) or not any(repeats):
-            kept.append(sentence)
-    return "".join(kept)
 
 
 def similarity(a: str, b: str) -> float:

@@ -16,19 +16,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of ``afm``; returns the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        match arguments[:1]:  # their options come with mlx, which takes a second
-            case ["distill"]:
+        match arguments:  # their options come with mlx, which takes a second
+            case ["distill", *rest]:
                 from afm_mlx.cli import distill
 
-                return distill.main(arguments[1:])
-            case ["quantize"]:
+                return distill.main(rest)
+            case ["quantize", *rest]:
                 from afm_mlx.cli import quantize
 
-                return quantize.main(arguments[1:])
-            case ["profile"]:
+                return quantize.main(rest)
+            case ["profile", *rest]:
                 from afm_mlx.cli import profile
 
-                return profile.main(arguments[1:])
+                return profile.main(rest)
+            case ["adapters", "train", *rest]:
+                from afm_mlx.cli import adapters
+
+                return adapters.train(rest)
+            case ["adapters", "build", *rest]:
+                from afm_mlx.cli import build
+
+                return build.main(rest)
+            case ["eval", "features", *rest]:
+                from afm_mlx.cli import evaluate
+
+                return evaluate.main(rest)
         command: Any = tyro.cli(
             _named(
                 demo=commands.Demo,
@@ -42,6 +54,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 distill=commands.Distill,
                 quantize=commands.Quantize,
                 profile=commands.Profile,
+                adapters=_named(
+                    train=commands.TrainAdapter,
+                    build=commands.BuildAdapters,
+                    list=commands.ListAdapters,
+                    show=commands.ShowAdapter,
+                    export=commands.ExportAdapter,
+                    remove=commands.RemoveAdapter,
+                    **{"import": commands.ImportAdapter},
+                ),
+                eval=_named(features=commands.EvaluateFeatures),
                 models=_named(
                     list=commands.ListModels,
                     download=commands.Download,

@@ -44,6 +44,8 @@ class Input(Common):
     """Treat the input as plain text or JSON; auto looks at its name and beginning."""
     max_characters: int = MAX_CHARACTERS
     """Refuse input that is longer than this."""
+    adapter: bool = True
+    """Use the adapter of the feature, if there is one for the model."""
 
     def read(self) -> list[Any]:
         """The texts and JSON values handed to the command; read before anything heavy."""
@@ -174,6 +176,9 @@ class Demo(Common):
     timings. Nothing leaves this machine.
     """
 
+    adapter: bool = True
+    """Use the adapters of the features, if there are any for the model."""
+
     def run(self) -> int:
         from afm_mlx.cli import demo
 
@@ -213,6 +218,115 @@ class Quantize:
 @dataclass(frozen=True)
 class Profile:
     """Measure each operation of a model: see `afm profile --help`."""
+
+
+@dataclass(frozen=True)
+class TrainAdapter:
+    """Train an adapter on samples of your own: see `afm adapters train --help`."""
+
+
+@dataclass(frozen=True)
+class BuildAdapters:
+    """Make the adapters of the features for a model: see `afm adapters build --help`."""
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """Options that all commands on adapters share."""
+
+    adapters: Path | None = None
+    """Folder of all adapters; that of your user data if left out."""
+    json: bool = False
+    """Print JSON, for programs."""
+
+
+@dataclass(frozen=True)
+class ListAdapters(Adapters):
+    """Show all adapters: what each is for, its model, its size and figures."""
+
+    def run(self) -> int:
+        from afm_mlx.cli import adapters
+
+        return adapters.show_all(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowAdapter(Adapters):
+    """Show all that is known of one adapter.
+
+    afm adapters show notes
+    afm adapters show notes --json | jq .metrics
+    """
+
+    name: Positional[str]
+    """Name of an adapter, or a folder that holds one."""
+
+    def run(self) -> int:
+        from afm_mlx.cli import adapters
+
+        return adapters.show(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportAdapter(Adapters):
+    """Copy an adapter that mlx-lm or PEFT wrote to the others.
+
+    afm adapters import ~/Downloads/my-lora --name notes
+    """
+
+    folder: Positional[Path]
+    """Folder with adapters.safetensors or adapter_model.safetensors."""
+    name: str = ""
+    """What to call it; the folder's name if left out."""
+    feature: str = ""
+    """Feature that it is for, such as notification-summary."""
+    model: str | None = None
+    """Check that it fits this model, and bind it to it."""
+
+    def run(self) -> int:
+        from afm_mlx.cli import adapters
+
+        return adapters.bring_in(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportAdapter(Adapters):
+    """Write an adapter as a folder for other programs.
+
+    afm adapters export notes shared/notes --form peft
+    """
+
+    name: Positional[str]
+    """Name of an adapter, or a folder that holds one."""
+    out: Positional[Path]
+    """New folder."""
+    form: Literal["mlx", "peft"] = "mlx"
+    """mlx for mlx-lm, peft for PEFT and transformers."""
+
+    def run(self) -> int:
+        from afm_mlx.cli import adapters
+
+        return adapters.give_out(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoveAdapter(Adapters):
+    """Delete an adapter and what its training kept; asks before."""
+
+    name: Positional[str]
+    """Name of an adapter."""
+    yes: bool = False
+    """Do not ask."""
+
+    def run(self) -> int:
+        from afm_mlx.cli import adapters
+
+        return adapters.remove(self)
+
+
+@dataclass(frozen=True)
+class EvaluateFeatures:
+    """Measure how well the features do: see `afm eval features --help`."""
 
 
 @dataclass(frozen=True)

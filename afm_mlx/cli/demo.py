@@ -3,10 +3,11 @@
 import asyncio
 import json
 import time
+from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
-from afm_mlx import features
+from afm_mlx import features, packages
 from afm_mlx.cli.commands import Demo
 from afm_mlx.cli.output import console, final, print_json, show, timing
 from afm_mlx.cli.work import options, stack_name
@@ -35,19 +36,27 @@ async def _run(command: Demo) -> int:
                     style="bold",
                 )
             )
+        adapters = await packages.load(engine, FEATURES if command.adapter else ())
         for item in data["inbox"]:
-            await _stack(command, engine, NotificationStack.from_json(item))
+            await _stack(command, engine, NotificationStack.from_json(item), adapters)
         for item in data["texts"]:
             feature = FEATURES[item["feature"]]
-            await _tool(command, engine, feature, feature.input.from_json(item))
+            await _tool(command, engine, feature, feature.input.from_json(item), adapters)
     if not command.json:
         console.print(Line("\nSummaries are made by a model and may contain errors.", "dim"))
     return 0
 
 
-async def _stack(command: Demo, engine: Engine, stack: NotificationStack) -> None:
-    urgent = await features.respond(engine, features.PRIORITY, stack)
-    events = features.run(engine, features.NOTIFICATION_SUMMARY, stack, options(command, 32))
+async def _stack(
+    command: Demo, engine: Engine, stack: NotificationStack, adapters: Mapping[str, str]
+) -> None:
+    urgent = await features.respond(
+        engine, features.PRIORITY, stack, adapter=adapters.get(features.PRIORITY.name)
+    )
+    feature = features.NOTIFICATION_SUMMARY
+    events = features.run(
+        engine, feature, stack, options(command, 32), adapter=adapters.get(feature.name)
+    )
     if command.json:
         answer = await final(events)
         print_json({"stack": stack_name(stack), "urgent": urgent.value, **answer.to_json()})
@@ -60,8 +69,12 @@ async def _stack(command: Demo, engine: Engine, stack: NotificationStack) -> Non
         console.print(Line(f"  {timing(answer.metrics)}"))
 
 
-async def _tool(command: Demo, engine: Engine, feature: Feature[Any], value: Any) -> None:
-    events = features.run(engine, feature, value, options(command, 512))
+async def _tool(
+    command: Demo, engine: Engine, feature: Feature[Any], value: Any, adapters: Mapping[str, str]
+) -> None:
+    events = features.run(
+        engine, feature, value, options(command, 512), adapter=adapters.get(feature.name)
+    )
     if command.json:
         print_json((await final(events)).to_json())
         return

@@ -65,7 +65,7 @@ async def show(events: AsyncIterator[Progress | Answer], heading: str = "") -> A
     if not console.is_terminal:
         answer = await final(events)
         console.print(Text(f"{heading}: " if heading else "") + Text(answer.text))
-        for note in answer.notes:
+        for note in _notes(answer):
             errors.print(Text(f"note: {note}"))
         return answer
     if heading:
@@ -77,7 +77,7 @@ async def show(events: AsyncIterator[Progress | Answer], heading: str = "") -> A
             else:
                 live.update(_progress(event))
     console.print(Padding(_answer(answer), (0, 0, 0, 2)))
-    for note in answer.notes:
+    for note in _notes(answer):
         console.print(Text(f"  note: {note}", style="yellow"))
     console.print(Text(f"  {timing(answer.metrics)}", style="dim"))
     return answer
@@ -89,6 +89,11 @@ async def final(events: AsyncIterator[Progress | Answer]) -> Answer:
         if isinstance(event, Answer):
             return event
     raise DecodingFailureError("the run ended without an answer: try again")
+
+
+def _notes(answer: Answer) -> list[str]:
+    invented = dict.fromkeys(claim.text for claim in answer.claims)
+    return [*answer.notes, *([f"not in the original: {', '.join(invented)}"] if invented else [])]
 
 
 def timing(metrics: Metrics) -> str:

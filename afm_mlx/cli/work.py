@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from afm_mlx import features
+from afm_mlx import features, packages
 from afm_mlx.cli.commands import (
     Change,
     Common,
@@ -120,9 +120,16 @@ def _work(command: Input, jobs: Sequence[Job]) -> int:
 
 async def _run(command: Input, jobs: Sequence[Job]) -> int:
     with Engine.open(command.model, command.revision, KVOptions.parse(command.kv)) as engine:
+        wanted = [feature.name for _, feature, _, _ in jobs] if command.adapter else []
+        adapters = await packages.load(engine, wanted)
         for heading, feature, value, extra in jobs:
             events = features.run(
-                engine, feature, value, options(command, 1024), command.max_characters
+                engine,
+                feature,
+                value,
+                options(command, 1024),
+                command.max_characters,
+                adapters.get(feature.name),
             )
             if command.json:
                 print_json({**extra, **(await final(events)).to_json()})

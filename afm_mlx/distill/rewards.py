@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from numbers import Real
 
-from afm_mlx import text
+from afm_mlx import facts, text
 from afm_mlx.data.packing import Batch
 from afm_mlx.distill.answers import Answer
 from afm_mlx.distill.teachers import Committee
@@ -121,7 +121,7 @@ def no_repeats(messages: Sequence[Message], answer: Answer) -> float:
     """Share of phrases that are new, or of the text that is no repeated sentence, if less."""
     phrases = _phrases(answer.text, REPEAT)
     new = len(set(phrases)) / len(phrases) if phrases else 1.0
-    return min(new, len(text.without_repeats(answer.text)) / max(len(answer.text), 1))
+    return min(new, len(facts.without_repeats(answer.text)) / max(len(answer.text), 1))
 
 
 def no_echo(messages: Sequence[Message], answer: Answer) -> float:
@@ -140,7 +140,8 @@ def no_echo(messages: Sequence[Message], answer: Answer) -> float:
 def supported(messages: Sequence[Message], answer: Answer) -> float:
     """1 if all numbers and names stand in the conversation, 1/2 if one does not, 1/3..."""
     source = "\n".join(m.content for m in messages)
-    return 1 / (1 + len(text.unsupported(answer.text, source)))
+    claims = facts.unsupported(answer.text, source)
+    return 1 / (1 + len({claim.text for claim in claims if claim.kind != "negation"}))
 
 
 def _phrases(content: str, size: int) -> list[tuple[str, ...]]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
 from afm_mlx.errors import InputError
+from afm_mlx.facts import Kind
 from afm_mlx.features.inputs import Input
 from afm_mlx.tokenizer import Message
 
@@ -18,10 +19,12 @@ class Reading:
     Attributes:
         value: the result: a line, a list, a table as rows, a bool, a corrected text.
         note: why the model's words were not used as they are, if so.
+        cut: whether words over the limit were left out.
     """
 
     value: Any
     note: str | None = None
+    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Feature(Generic[InputT]):
         long: how parts come together: ``join`` the answers, or summarise the earlier ones
             and go on (``condense``).
         choices: if given, the model picks one of these words.
+        facts: kinds of facts that the answer may only take from the input.
+        grounded: names and numbers are held to the input while the model writes.
     """
 
     name: str
@@ -53,12 +58,17 @@ class Feature(Generic[InputT]):
     long: Literal["join", "condense"] = "condense"
     choices: tuple[str, ...] = ()
     stop: tuple[str, ...] = ()
+    facts: tuple[Kind, ...] = ()
+    grounded: bool = False
 
-    def messages(self, value: InputT) -> list[Message]:
-        """The conversation that asks for ``value``; all but the last message is fixed."""
+    def messages(self, value: InputT, examples: bool = True) -> list[Message]:
+        """The conversation that asks for ``value``; all but the last message is fixed.
+
+        An adapter was taught without ``examples``, and is asked without.
+        """
         if not isinstance(value, self.input):
             raise InputError(f"{self.name} works on {self.input.__name__}, see its help")
         turns = [Message("system", self.instructions)]
-        for question, answer in self.examples:
+        for question, answer in self.examples if examples else ():
             turns += [Message("user", question), Message("assistant", answer)]
         return [*turns, Message("user", self.render(value))]

@@ -32,6 +32,12 @@ class NotificationStack:
         if not self.notifications:
             raise InputError("the stack has no notifications: give at least one")
 
+    @property
+    def source(self) -> str:
+        """All that is known, as plain text: what an answer is held to."""
+        lines = [f"{self.app} {self.group or ''}", f"{len(self.notifications)} notifications"]
+        return "\n".join([*lines, *(f"{n.title}: {n.body}" for n in self.notifications)])
+
     @classmethod
     def from_json(cls, data: Any) -> "NotificationStack":
         items = _field(data, "notifications", list)
@@ -64,6 +70,11 @@ class Thread:
         if not self.messages:
             raise InputError("the thread has no messages: give at least one")
 
+    @property
+    def source(self) -> str:
+        """All that is known, as plain text."""
+        return "\n".join(f"{m.sender}: {m.text}" for m in self.messages)
+
     @classmethod
     def from_json(cls, data: Any) -> "Thread":
         return cls(
@@ -84,6 +95,11 @@ class Text:
         if not self.text.strip():
             raise InputError("the text is empty: give some text to work on")
 
+    @property
+    def source(self) -> str:
+        """All that is known."""
+        return self.text
+
     @classmethod
     def from_json(cls, data: Any) -> "Text":
         return cls(_field(data, "text", str))
@@ -101,6 +117,11 @@ class Change:
             raise InputError("the text is empty: give some text to change")
         if not self.instruction.strip():
             raise InputError("the instruction is empty: say what to change")
+
+    @property
+    def source(self) -> str:
+        """All that is known: the instruction may bring facts of its own."""
+        return f"{self.text}\n{self.instruction}"
 
     @classmethod
     def from_json(cls, data: Any) -> "Change":

@@ -5,6 +5,7 @@ words. What stands in a notification is data; the instructions say so, and the r
 lines with names or numbers that are not in the source.
 """
 
+from afm_mlx.facts import KINDS
 from afm_mlx.features import reading
 from afm_mlx.features.declaration import Feature
 from afm_mlx.features.inputs import ChatMessage, Notification, NotificationStack, Thread
@@ -81,6 +82,8 @@ NOTIFICATION_SUMMARY = Feature(
     ),
     answer_tokens=lambda _: 32,
     stop=("\n",),
+    facts=KINDS,
+    grounded=True,
 )
 
 PRIORITY = Feature(
@@ -126,4 +129,5 @@ SMART_REPLY = Feature(
         ),
     ),
     answer_tokens=lambda _: 40,
+    facts=("name", "number", "time", "amount"),  # it may decline, or propose another day
 )

@@ -7,17 +7,10 @@ held, and an answer that cannot be right is replaced by words of the input, with
 import re
 from dataclasses import dataclass
 
+from afm_mlx.facts import unsupported, without_repeats
 from afm_mlx.features.declaration import Reading
 from afm_mlx.features.inputs import Change, NotificationStack, Text, Thread
-from afm_mlx.text import (
-    sentences,
-    shorten,
-    similarity,
-    unsupported,
-    without_repeats,
-    word_edits,
-    words,
-)
+from afm_mlx.text import sentences, shorten, similarity, word_edits, words
 
 SUMMARY_WORDS, SUMMARY_SENTENCES = 60, 3
 NOTIFICATION_WORDS = 12
@@ -75,19 +68,16 @@ def clean(answer: str, source: str = "") -> str:
 
 def notification_summary(answer: str, stack: NotificationStack) -> Reading:
     """One line of at most 12 words without a final full stop."""
-    line = next(iter(without_repeats(clean(answer)).splitlines()), "").strip()
-    line = shorten(line, NOTIFICATION_WORDS).rstrip(" .;,:-–—")
-    source = " ".join(
-        [stack.app, stack.group or ""] + [f"{n.title} {n.body}" for n in stack.notifications]
-    )
+    whole = next(iter(without_repeats(clean(answer)).splitlines()), "").strip()
+    line = shorten(whole, NOTIFICATION_WORDS).rstrip(" .;,:-–—")
     newest = _newest(stack)
     if not line:
         return Reading(newest, "the model said nothing: newest notification shown")
-    invented = unsupported(line, source)
+    invented = unsupported(line, stack.source)
     if invented:
-        note = f"{', '.join(invented)} is not in the notifications: newest one shown"
-        return Reading(newest, note)
-    return Reading(line)
+        names = ", ".join(dict.fromkeys(claim.text for claim in invented))
+        return Reading(newest, f"{names} is not in the notifications: newest one shown")
+    return Reading(line, cut=_cut(whole, line))
 
 
 def _newest(stack: NotificationStack) -> str:
@@ -107,7 +97,7 @@ def summary(answer: str, source: Text) -> Reading:
         return Reading(
             shorten(opening, SUMMARY_WORDS), "the model said nothing: opening of the text shown"
         )
-    return Reading(kept, _inventions(kept, source.text))
+    return Reading(kept, cut=_cut(text, kept))
 
 
 def bullets(answer: str, source: Text) -> Reading:
@@ -119,14 +109,14 @@ def bullets(answer: str, source: Text) -> Reading:
     if not items:
         items = [s.strip() for s in sentences(source.text) if s.strip()][:POINTS]
         return Reading(items, "the model gave no list: sentences of the text shown")
-    return Reading(items, _inventions("\n".join(items), source.text))
+    return Reading(items)
 
 
 def key_points(answer: str, source: Text) -> Reading:
     """At most 6 points of at most 14 words."""
     reading = bullets(answer, source)
     points = [shorten(p, POINT_WORDS).rstrip(".") for p in reading.value[:POINTS]]
-    return Reading(points, reading.note)
+    return Reading(points, reading.note, _cut(" ".join(reading.value), " ".join(points)))
 
 
 def table(answer: str, source: Text) -> Reading:
@@ -140,9 +130,7 @@ def table(answer: str, source: Text) -> Reading:
         lines = [[s.strip()] for s in sentences(source.text) if s.strip()]
         return Reading([["Text"], *lines], "the model gave no table: sentences of the text shown")
     width = len(rows[0])
-    cells = "\n".join(cell for row in rows[1:] for cell in row)
-    note = _inventions(cells, source.text)
-    return Reading([(row + [""] * width)[:width] for row in rows], note)
+    return Reading([(row + [""] * width)[:width] for row in rows])
 
 
 def proofread(answer: str, source: Text) -> Reading:
@@ -160,28 +148,24 @@ def proofread(answer: str, source: Text) -> Reading:
 
 
 def rewrite(answer: str, source: Text | Change) -> Reading:
-    """A new version of the text that brings no names or numbers of its own."""
+    """A new version of the text, with the blanks at its ends."""
     text = _like(source.text, without_repeats(clean(answer, source.text)))
-    given = source.text + (f" {source.instruction}" if isinstance(source, Change) else "")
     if not text.strip():
         return Reading(source.text, "the model said nothing: text unchanged")
-    return Reading(text, _inventions(text, given))
+    return Reading(text)
 
 
 def replies(answer: str, thread: Thread) -> Reading:
     """Two different replies of at most 8 words."""
     lines = [_BULLET.sub("", line) for line in clean(answer).splitlines()]
-    found = [
-        shorten(without_repeats(clean(line)), REPLY_WORDS).rstrip(" ,;:")
-        for line in lines
-        if words(line)
-    ]
+    whole = [without_repeats(clean(line)) for line in lines if words(line)]
+    found = [shorten(line, REPLY_WORDS).rstrip(" ,;:") for line in whole]
     distinct = list(dict.fromkeys(found))[:2]
     for usual in ("Sounds good, thanks!", "Sorry, I can't."):
         if len(distinct) < 2 and usual not in distinct:
             distinct.append(usual)
-    short = len(set(found)) < 2
-    return Reading(distinct, "the model gave too few: a usual reply was added" if short else None)
+    note = "the model gave too few: a usual reply was added" if len(set(found)) < 2 else None
+    return Reading(distinct, note, any(map(_cut, whole, found)))
 
 
 def choice(answer: str, _: object) -> Reading:
@@ -189,9 +173,8 @@ def choice(answer: str, _: object) -> Reading:
     return Reading(answer.strip().lower() == "yes")
 
 
-def _inventions(text: str, source: str) -> str | None:
-    invented = unsupported(text, source)
-    return f"not in the original: {', '.join(invented)}" if invented else None
+def _cut(whole: str, kept: str) -> bool:
+    return len(words(kept)) < len(words(whole))
 
 
 def _like(source: str, text: str) -> str:

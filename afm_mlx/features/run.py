@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from afm_mlx.engine import Engine
 from afm_mlx.errors import CancelledRequestError, InputError
+from afm_mlx.facts import Claim, english, unsupported
 from afm_mlx.features import notifications, reading, writing
 from afm_mlx.features.declaration import Feature, Reading
 from afm_mlx.features.inputs import (
@@ -24,10 +25,14 @@ from afm_mlx.features.inputs import (
 )
 from afm_mlx.features.reading import Proofread
 from afm_mlx.generation import GenerationOptions, Metrics, Request, Snapshot
+from afm_mlx.grounding import Grounding, vocabulary
 from afm_mlx.text import MAX_CHARACTERS, parts
 from afm_mlx.tokenizer import Tokenizer
 
 InputT = TypeVar("InputT", bound=Input)
+
+WARMTH = 0.7
+"""Temperature of further answers where the first was greedy."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,8 @@ class Answer:
         text: the value as a person reads it.
         notes: what was done to the model's words, if anything.
         metrics: cost of all requests together.
+        claims: facts of ``text`` that the input does not bear out, as far as the feature is held
+            to it.
     """
 
     feature: str
@@ -56,6 +63,7 @@ class Answer:
     notes: tuple[str, ...]
     parts: int
     metrics: Metrics
+    claims: tuple[Claim, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for ``--json``; times in seconds, sizes in bytes."""
@@ -65,6 +73,7 @@ class Answer:
             "feature": self.feature,
             "value": value,
             "notes": list(self.notes),
+            "claims": [asdict(claim) for claim in self.claims],
             "parts": self.parts,
             "metrics": {
                 **asdict(m),
@@ -80,8 +89,17 @@ async def run(
     value: InputT,
     options: GenerationOptions | None = None,
     max_characters: int = MAX_CHARACTERS,
+    adapter: str | None = None,
+    best_of: int = 1,
 ) -> AsyncIterator[Progress | Answer]:
     """Stream ``feature`` on ``value``: progress while the model writes, then one answer.
+
+    Args:
+        adapter: name of the adapter to answer with, see :class:`afm_mlx.generation.Request`; it
+            knows the feature without examples, and earlier parts of long input are condensed
+            without it.
+        best_of: where the first answer has faults, sample others up to that many, and take the
+            one with the fewest unsupported facts and notes.
 
     Raises:
         InputError: the input is longer than ``max_characters``.
@@ -98,26 +116,26 @@ async def run(
         split, feature, value, lambda text: len(tokenizer.encode(text))
     )
     readings: list[Reading] = []
-    metrics = Metrics()
+    spent: list[Metrics] = []
     earlier = ""
     for number, piece in enumerate(pieces, 1):
         last = number == len(pieces)
         asked: Feature[Any] = feature if last or feature.long == "join" else _condenser(feature)
         piece = _prepend(earlier, piece) if feature.long == "condense" else piece
-        request = make_request(asked, piece, tokenizer, options)
-        snapshot = Snapshot("")
-        async for snapshot in engine.generate(request):
-            yield Progress(snapshot.text, number, len(pieces))
-        if snapshot.finish_reason == "cancelled":
-            raise CancelledRequestError("the engine was closed: open another one and ask again")
-        metrics = snapshot.metrics if number == 1 else metrics + snapshot.metrics
-        read = asked.read(snapshot.text, piece)
-        if snapshot.finish_reason == "length" and isinstance(read.value, Proofread):
-            # What is missing at its end would pass for deletions.
-            unchanged = Proofread(piece.text, ())
-            read = Reading(unchanged, "the answer reached its limit: text unchanged")
-        elif snapshot.finish_reason == "length" and not read.note:
-            read = replace(read, note="the answer reached its limit and may lack its end")
+        named = adapter if asked is feature else None
+        request = await asyncio.to_thread(make_request, asked, piece, tokenizer, options, named)
+        attempts: list[tuple[tuple[int, bool], Reading]] = []
+        while not attempts or (attempts[-1][0] > (0, False) and len(attempts) < best_of):
+            snapshot = Snapshot("")
+            async for snapshot in engine.generate(_varied(request, len(attempts))):
+                yield Progress(snapshot.text, number, len(pieces))
+            if snapshot.finish_reason == "cancelled":
+                raise CancelledRequestError("the engine was closed: open another one and ask again")
+            spent.append(snapshot.metrics)
+            read = _read(asked, piece, snapshot)
+            faults = len(_claims(asked, piece, read.value)) + bool(read.note)
+            attempts.append(((faults, read.cut), read))
+        read = min(attempts, key=lambda attempt: attempt[0])[1]
         earlier = _plain(read.value)
         readings.append(read)
     if feature.long == "condense":
@@ -129,7 +147,10 @@ async def run(
         for i, r in enumerate(readings, 1)
         if r.note
     ]
-    yield Answer(feature.name, final.value, _plain(final.value), tuple(notes), len(pieces), metrics)
+    claims = await asyncio.to_thread(_claims, feature, value, final.value)
+    metrics = sum(spent[1:], spent[0])
+    text = _plain(final.value)
+    yield Answer(feature.name, final.value, text, tuple(notes), len(pieces), metrics, claims)
 
 
 async def respond(
@@ -137,9 +158,11 @@ async def respond(
     feature: Feature[InputT],
     value: InputT,
     options: GenerationOptions | None = None,
+    adapter: str | None = None,
+    best_of: int = 1,
 ) -> Answer:
     """The answer of :func:`run`, without the progress."""
-    async for event in run(engine, feature, value, options):
+    async for event in run(engine, feature, value, options, adapter=adapter, best_of=best_of):
         if isinstance(event, Answer):
             return event
     raise AssertionError("a run ends with an answer")
@@ -150,19 +173,61 @@ def make_request(
     value: InputT,
     tokenizer: Tokenizer,
     options: GenerationOptions | None = None,
+    adapter: str | None = None,
 ) -> Request:
-    """The request that asks for ``value``; what all its requests share is marked to keep."""
-    messages = feature.messages(value)
+    """The request that asks for ``value``; what all its requests share is marked to keep.
+
+    With an adapter it has no examples, so it is several times shorter.
+    """
+    messages = feature.messages(value, examples=not adapter)
     tokens = tokenizer.chat(messages)
     size = len(tokenizer.encode(messages[-1].content))
     options = options or GenerationOptions(maximum_response_tokens=feature.answer_tokens(size))
+    held = feature.grounded and options.grounded and english(value.source)
+    known = vocabulary(tokenizer) if held else None
     return Request(
         tokens,
         options,
         keep=_shared(tokens, tokenizer.chat([*messages[:-1], replace(messages[-1], content="")])),
         choices=tuple(tuple(tokenizer.encode(c)) for c in feature.choices),
         stop=feature.stop,
+        adapter=adapter,
+        constraint=Grounding(known, value.source).start if known else None,
     )
+
+
+def _varied(request: Request, attempt: int) -> Request:
+    """``request`` for another answer to it; the first is as asked, often greedy."""
+    if not attempt:
+        return request
+    given = request.options
+    sampled = given.sampling.kind == "random"
+    mode = replace(given.sampling, kind="random", seed=(given.sampling.seed or 0) + attempt)
+    warmth = given.temperature if sampled else WARMTH
+    return replace(request, options=replace(given, sampling=mode, temperature=warmth))
+
+
+def _read(feature: Feature[Any], piece: Any, snapshot: Snapshot) -> Reading:
+    read = feature.read(snapshot.text, piece)
+    if snapshot.finish_reason != "length":
+        return read
+    if isinstance(read.value, Proofread):
+        # What is missing at its end would pass for deletions.
+        unchanged = Proofread(piece.text, ())
+        return Reading(unchanged, "the answer reached its limit: text unchanged")
+    note = read.note or "the answer reached its limit and may lack its end"
+    return replace(read, note=note)
+
+
+def _claims(feature: Feature[Any], value: Any, answer: Any) -> tuple[Claim, ...]:
+    """What ``answer`` states beyond ``value``; a table's head is of the model's own."""
+    if not feature.facts:
+        return ()
+    text = _plain(answer)
+    if isinstance(answer, list) and answer and isinstance(answer[0], list):
+        head = text.index("\n")
+        text = " " * head + text[head:]
+    return unsupported(text, value.source, feature.facts)
 
 
 def _shared(a: list[int], b: list[int]) -> int:
@@ -220,6 +285,8 @@ def _condenser(feature: Feature[Any]) -> Feature[Any]:
             render=notifications.render_thread,
             read=lambda text, t: reading.summary(text, Text(notifications.render_thread(t))),
             answer_tokens=writing.SUMMARY.answer_tokens,
+            facts=writing.SUMMARY.facts,
+            grounded=writing.SUMMARY.grounded,
         )
     return writing.SUMMARY
 

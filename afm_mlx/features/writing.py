@@ -1,5 +1,6 @@
 """Writing tools: summary, key points, list, table, proofread, rewrites and changes."""
 
+from afm_mlx.facts import KINDS
 from afm_mlx.features import reading
 from afm_mlx.features.declaration import Feature
 from afm_mlx.features.inputs import Change, Text
@@ -26,6 +27,8 @@ def _rewriting(name: str, title: str, instructions: str, *examples: str) -> Feat
         examples=tuple(zip(_DRAFTS, examples, strict=True)),
         part_tokens=192,
         long="join",
+        facts=KINDS,
+        grounded=True,
     )
 
 
@@ -63,6 +66,8 @@ SUMMARY = Feature(
         ),
     ),
     answer_tokens=lambda _: 96,
+    facts=KINDS,
+    grounded=True,
 )
 
 KEY_POINTS = Feature(
@@ -85,6 +90,8 @@ KEY_POINTS = Feature(
         ),
     ),
     answer_tokens=lambda _: 160,
+    facts=KINDS,
+    grounded=True,
 )
 
 LIST = Feature(
@@ -102,6 +109,8 @@ LIST = Feature(
     ),
     part_tokens=256,
     long="join",
+    facts=KINDS,
+    grounded=True,
 )
 
 TABLE = Feature(
@@ -121,6 +130,8 @@ TABLE = Feature(
     answer_tokens=lambda n: 2 * n + 48,
     part_tokens=256,
     long="join",
+    facts=KINDS,
+    grounded=True,
 )
 
 PROOFREAD = Feature(
@@ -149,6 +160,7 @@ PROOFREAD = Feature(
     ),
     part_tokens=96,
     long="join",
+    facts=("name", "number", "time", "amount"),  # dates are often misspelt
 )
 
 REWRITE = _rewriting(
@@ -205,4 +217,5 @@ CHANGE = Feature(
     ),
     part_tokens=256,
     long="join",
+    facts=KINDS,
 )

@@ -111,7 +111,7 @@ def test_thoughts_are_not_checked() -> None:
 
 def test_the_weighted_mean() -> None:
     options = RewardOptions(no_repeats=2, no_echo=0, supported=1, likelihood=5)
-    answer = Answer("Ben is here. Ben is here.")
+    answer = Answer("Tea is here. Tea is here.")
     found = Reward(options).scores(QUESTION, [answer, Answer("")])
     parts = {"no_repeats": no_repeats(QUESTION, answer), "supported": 1.0}
     assert found[0] == Score((2 * parts["no_repeats"] + 1) / 3, parts)  # no teacher runs here

@@ -9,6 +9,7 @@ from typing import Any
 from afm_mlx import cli
 from afm_mlx.engine import Engine
 from afm_mlx.errors import InputError
+from afm_mlx.facts import Claim, unsupported
 from afm_mlx.features import (
     CHANGE,
     FEATURES,
@@ -35,7 +36,8 @@ from afm_mlx.features import (
 )
 from afm_mlx.features.declaration import Reading
 from afm_mlx.features.inputs import Input
-from afm_mlx.features.run import make_request, split
+from afm_mlx.features.run import WARMTH, _varied, make_request, split
+from afm_mlx.generation import GenerationOptions, SamplingMode
 from afm_mlx.text import words
 from afm_mlx.tokenizer import Tokenizer
 
@@ -88,6 +90,7 @@ def test_examples_pass_their_own_reading(name: str) -> None:
     # An example that breaks the limits would teach the model to break them.
     feature = FEATURES[name]
     for question, answer in feature.examples:
+        assert unsupported(answer, question, feature.facts) == ()
         if feature.input is Text:
             assert feature.read(answer, Text(question)).note is None
         elif feature.choices:
@@ -248,6 +251,109 @@ def test_answer_without_room_says_so(engine: Engine) -> None:
     feature = small(CHANGE, read=lambda text, _: Reading(text))
     answer = asyncio.run(respond(engine, feature, Change("Lunch at 12.", "move it")))
     assert answer.notes == ("the answer reached its limit and may lack its end",)
+
+
+def test_invented_facts_are_claims(engine: Engine) -> None:
+    said = "Ana: lunch at 14:00 with Boris"
+    feature = small(SUMMARY, read=lambda _, t: Reading(said))
+    answer = asyncio.run(respond(engine, feature, Text("Ana: lunch at 13:00")))
+    assert answer.claims == (Claim("time", "14:00", 14, 19), Claim("name", "Boris", 25, 30))
+    assert [said[c.start : c.end] for c in answer.claims] == ["14:00", "Boris"]
+    assert answer.to_json()["claims"][0] == {
+        "kind": "time",
+        "text": "14:00",
+        "start": 14,
+        "end": 19,
+    }
+    free = asyncio.run(respond(engine, replace(feature, facts=()), Text("Ana: lunch at 13:00")))
+    assert free.claims == ()
+
+
+def test_claims_of_a_table_are_those_of_its_cells(engine: Engine) -> None:
+    # A head is made up by the model, as it has to be; but places count from the whole text.
+    rows = [["Fahrzeug", "Preis"], ["a", "5"], ["b", "20"]]
+    feature = small(TABLE, read=lambda _, t: Reading(rows))
+    answer = asyncio.run(respond(engine, feature, Text("Mode a costs 5")))
+    assert [answer.text[c.start : c.end] for c in answer.claims] == ["20"]
+
+
+def test_an_earlier_part_is_part_of_the_source(engine: Engine) -> None:
+    feature = small(SUMMARY, part_tokens=120, read=lambda _, t: Reading("It costs 45."))
+    answer = asyncio.run(respond(engine, feature, Text("It costs 45. " + LONG)))
+    assert answer.parts > 1 and answer.claims == ()
+
+
+CUT = "Ana. Lunch. At 13:00. Lunch, Ana."  # one sentence too many
+
+
+def best(engine: Engine, said: list[str], best_of: int) -> tuple[Answer, int]:
+    """The answer taken of those that the model says in turn, and how many it was asked for."""
+    left = iter(said)
+
+    def read(_: str, text: Text) -> Reading:
+        return reading.summary(next(left), text)
+
+    feature = small(SUMMARY, read=read, choices=("a",))  # which lets the answer end by itself
+    value = Text("Ana: lunch at 13:00")
+    answer = asyncio.run(respond(engine, feature, value, best_of=best_of))
+    return answer, len(said) - len([*left])
+
+
+@pytest.mark.parametrize(
+    ("said", "taken", "asked"),
+    [
+        (["Lunch at 13:00.", "Lunch."], 0, 1),  # nothing to better
+        (["Lunch at 14:00.", "Lunch at 13:00.", "Lunch."], 1, 2),
+        (["Boris at 14:00.", "At 14:00.", "Boris at 9."], 1, 3),
+        (["At 14:00.", "At 15:00.", "At 16:00."], 0, 3),  # the first of the best
+        ([CUT, "At 15:00.", "Lunch."], 2, 3),
+        (["", CUT, "At 15:00."], 1, 3),  # better cut than invented, or nothing said
+    ],
+)
+def test_best_of(engine: Engine, said: list[str], taken: int, asked: int) -> None:
+    answer, count = best(engine, said, 3)
+    expected = reading.summary(said[taken], Text("x")).value
+    assert (answer.text, count) == (expected, asked)
+    assert answer.metrics.requests == asked
+
+
+def test_further_answers_are_sampled(tokenizer: Tokenizer) -> None:
+    request = make_request(SUMMARY, Text("x"), tokenizer)
+    assert _varied(request, 0) is request
+    first, second = (_varied(request, n).options for n in (1, 2))
+    assert first.sampling.kind == "random" and first.temperature == WARMTH
+    assert (first.sampling.seed, second.sampling.seed) == (1, 2)
+    assert first.maximum_response_tokens == request.options.maximum_response_tokens
+    warm = GenerationOptions(SamplingMode.random(top=5, seed=9), 1.3)
+    again = _varied(replace(request, options=warm), 2).options
+    assert again == replace(warm, sampling=SamplingMode.random(top=5, seed=11))
+
+
+def test_who_is_held_to_the_source(tokenizer: Tokenizer) -> None:
+    for feature in FEATURES.values():
+        value: Any = INPUTS[feature.input]
+        assert bool(make_request(feature, value, tokenizer).constraint) == feature.grounded
+        free = make_request(feature, value, tokenizer, GenerationOptions(grounded=False))
+        assert free.constraint is None
+        assert feature.grounded <= bool(feature.facts)
+    # These are asked for words of their own.
+    assert not any(f.grounded for f in (CHANGE, SMART_REPLY, PRIORITY, PROOFREAD))
+    named = make_request(SUMMARY, Text("x"), tokenizer, adapter="notes")
+    assert named.adapter == "notes"
+
+
+def test_grounded_answers_take_names_from_the_source(engine: Engine) -> None:
+    source = "Ana: lunch in room 13 on Monday."
+    feature = small(SUMMARY, read=lambda text, _: Reading(text), facts=("name", "number"))
+    feature = replace(feature, answer_tokens=lambda _: 60)
+    warm = GenerationOptions(SamplingMode.random(seed=1), 1.5, 60)
+
+    def claims(grounded: bool) -> int:
+        options = replace(warm, grounded=grounded)
+        answer = asyncio.run(respond(engine, feature, Text(source), options))
+        return len([c for c in answer.claims if c.end < len(answer.text) - 1])
+
+    assert claims(True) == 0 < claims(False)
 
 
 def test_too_long_input_is_refused(engine: Engine) -> None:

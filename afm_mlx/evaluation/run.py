@@ -1,0 +1,176 @@
+"""Answer the evaluation rows through the features themselves, and go on where a run stopped.
+
+Each answer goes to a log at once (``*.answers.jsonl`` beside the saved report), since hundreds of
+rows take an hour; the checks are made on the log, so that they can be changed without the model.
+"""
+
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from afm_mlx.distill.files import Log
+from afm_mlx.engine import Engine
+from afm_mlx.errors import InputError, first_line
+from afm_mlx.evaluation.checks import Given
+from afm_mlx.evaluation.rows import Task, fingerprint
+from afm_mlx.features import respond
+
+BASE = ""
+"""The variant without an adapter of its own: instructions and examples alone."""
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """What is evaluated, and how."""
+
+    feature: tuple[str, ...] = ()
+    """Only these, such as notification-summary or adversarial; all if none is named."""
+    limit: int | None = None
+    """At most so many rows of each feature."""
+    best_of: int = 1
+    """Where an answer has faults, sample others up to that many and take the best."""
+    grounded: bool = True
+    """Hold names and numbers to the input while summaries and rewrites are written."""
+    seed: int = 0
+    """Draws the rows of a limit, and the rows of the bootstrap."""
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise InputError("limit counts rows: give at least 1")
+        if self.best_of < 1:
+            raise InputError("best_of counts answers: give at least 1")
+
+
+@dataclass(frozen=True)
+class Answered:
+    """``done`` of ``total`` answers are there."""
+
+    given: Given
+    done: int
+    total: int
+
+
+@dataclass
+class Answers:
+    """What is known so far, in memory and in ``path`` if there is one.
+
+    Raises:
+        InputError: the file is of another model, data or settings.
+    """
+
+    settings: dict[str, Any]
+    path: Path | None = None
+    known: dict[tuple[str, str, str], Given] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        lines = _lines(self.path) if self.path else []
+        if lines and lines[0] != {"settings": self.settings}:
+            before = lines[0].get("settings", {})
+            changed = [k for k, v in self.settings.items() if before.get(k) != v]
+            raise InputError(
+                f"{self.path} holds answers of another evaluation ({', '.join(changed)} changed):"
+                " save to another file, or delete it"
+            )
+        for line in lines[1:]:
+            given = Given.from_json(line)
+            self.known[given.variant, given.kind, given.id] = given
+
+    @contextlib.contextmanager
+    def log(self) -> Iterator[Callable[[Given], None]]:
+        """A function that takes each new answer."""
+        if self.path is None:
+            yield self._take
+            return
+        new = not self.path.exists()
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with Log(self.path) as file:
+                if new:
+                    file.write({"settings": self.settings})
+
+                def take(given: Given) -> None:
+                    self._take(given)
+                    file.write(given.to_json())
+
+                yield take
+        except OSError as error:
+            raise InputError(
+                f"{self.path} cannot be written ({first_line(error)}): save to another folder"
+            ) from error
+
+    def _take(self, given: Given) -> None:
+        self.known[given.variant, given.kind, given.id] = given
+
+
+async def evaluate(
+    engine: Engine,
+    tasks: Sequence[Task],
+    variants: Mapping[str, str],
+    answers: Answers,
+    options: EvaluationOptions,
+) -> AsyncIterator[Answered]:
+    """Answer every task with every variant, as far as it is not known; the rest is in ``answers``.
+
+    One variant after the other, so that adapters are not swapped between rows.
+
+    Args:
+        variants: names of adapters that the engine has loaded, and the feature that each is for;
+            with an empty feature it is for all.
+    """
+    pairs = [
+        (variant, task)
+        for variant, only in variants.items()
+        for task in tasks
+        if only in ("", task.feature.name)
+    ]
+    with answers.log() as take:
+        for done, (variant, task) in enumerate(pairs, 1):
+            key = (variant, task.kind, task.id)
+            if key not in answers.known:
+                grounded = task.feature.grounded and options.grounded
+                answer = await respond(
+                    engine,
+                    replace(task.feature, grounded=grounded),
+                    task.value,
+                    adapter=variant or None,
+                    best_of=options.best_of,
+                )
+                take(Given.of(variant, task, answer))
+            yield Answered(answers.known[key], done, len(pairs))
+
+
+def settings(
+    options: EvaluationOptions, data: Path, signature: str, adapters: Mapping[str, str]
+) -> dict[str, Any]:
+    """What answers depend on, as a line of JSON.
+
+    Args:
+        data: folder of the evaluation rows.
+        signature: of the model.
+        adapters: names, and something that changes with their weights.
+    """
+    return {
+        "model": signature,
+        "data": fingerprint(data),
+        "adapters": dict(adapters),
+        "best_of": options.best_of,
+        "grounded": options.grounded,
+    }
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """What a log holds; half a line at its end, left by a killed process, does not count."""
+    try:
+        text = path.read_bytes().decode(errors="replace")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({first_line(error)}): save elsewhere") from error
+    found = []
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return found

@@ -1,0 +1,92 @@
+"""``afm eval features``, run as a person runs it, on a tiny model and invented rows."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from afm_mlx import checkpoint, cli
+from afm_mlx.adapters import formats
+from afm_mlx.model import PRESETS
+from tests.adapters.made import random_adapter
+from tests.conftest import random_model, tiny_tokenizer
+from tests.evaluation.conftest import ROWS
+
+import pytest
+
+ARGS = replace(PRESETS["tiny"], num_hidden_layers=2, max_position_embeddings=8192)
+SMALL = ("--model", "model", "--feature", "priority", "change")
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model and evaluation rows; adapters belong into the same folder."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "share"))
+    monkeypatch.chdir(tmp_path)
+    checkpoint.save(tmp_path / "model", random_model(ARGS), tiny_tokenizer(), base="tests")
+    (tmp_path / "data").mkdir()
+    for name, rows in ROWS.items():
+        text = "\n".join(json.dumps(row) for row in rows)
+        (tmp_path / "data" / f"{name}.eval.jsonl").write_text(text)
+    return tmp_path
+
+
+def features(*arguments: str) -> int:
+    return cli.main(["eval", "features", *arguments])
+
+
+def printed(capsys: pytest.CaptureFixture[str]) -> Any:
+    return json.loads(capsys.readouterr().out)
+
+
+def test_figures_with_and_without_an_adapter(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = checkpoint.load("model").model
+    formats.write(random_adapter(model, "strong"), place / "strong")
+    arguments = ["data", *SMALL, "--adapter", "strong", "--save", "out/all.json", "--limit", "2"]
+    assert features(*arguments, "--json") == 0
+    report = printed(capsys)
+    lines = {(line["kind"], line["figure"]): line for line in report["lines"]}
+    assert {kind for kind, _ in lines} == {"priority", "change"}
+    accuracy = lines["priority", "accuracy"]
+    assert {*accuracy["values"]} == {"", "strong"} and {*accuracy["differences"]} == {"strong"}
+    assert accuracy["values"][""]["rows"] == 2
+    assert report == json.loads((place / "out" / "all.json").read_text())
+    answers = (place / "out" / "all.answers.jsonl").read_text()
+    assert len(answers.splitlines()) == 1 + 2 * 3
+
+    # The same again asks the model nothing, and shows a table.
+    assert features(*arguments) == 0
+    table = capsys.readouterr().out
+    assert (place / "out" / "all.answers.jsonl").read_text() == answers
+    assert "model alone" in table and "strong" in table and "difference" in table
+    assert "\x1b" not in table
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere", *SMALL], "name the folder that has it"),
+        (["data", "--model", "model", "--feature", "poem"], "there is no feature 'poem'"),
+        (["data", *SMALL, "--adapter", "none"], "there is no adapter 'none'"),
+        (["data", *SMALL, "--limit", "0"], "limit counts rows"),
+    ],
+)
+def test_bad_input_is_one_line(
+    place: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert features(*arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("afm: ") and message in error and "\n" not in error
+
+
+def test_answers_of_another_model_are_refused(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert features("data", *SMALL, "--save", "all.json", "--limit", "1") == 0
+    other = random_model(ARGS, 1)
+    checkpoint.save(place / "model", other, tiny_tokenizer(), base="tests", overwrite=True)
+    capsys.readouterr()
+    assert features("data", *SMALL, "--save", "all.json", "--limit", "1") == 2
+    assert "(model changed)" in capsys.readouterr().err

@@ -1,0 +1,418 @@
+"""Feature packages: read, built, compared, found for their model, and asked without examples."""
+
+import asyncio
+import json
+from collections.abc import Generator, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from afm_mlx.adapters import formats, lora
+from afm_mlx.adapters.adapter import About, LoRAOptions
+from afm_mlx.checkpoint import Checkpoint
+from afm_mlx.engine import Engine
+from afm_mlx.errors import InputError
+from afm_mlx.features import FEATURES, KEY_POINTS, PROOFREAD, Text, respond
+from afm_mlx.features.run import make_request
+from afm_mlx.generation import Request
+from afm_mlx.model import Model
+from afm_mlx.packages import Package, find, load, packages, read
+from afm_mlx.packages import build as making
+from afm_mlx.packages.build import Begun, BuildEvent, Built, Trained, UpToDate, build, chosen
+from afm_mlx.packages.judge import judge
+from afm_mlx.packages.use import RECORD
+from afm_mlx.training import Resumed, Step
+from tests.adapters import pupil
+from tests.adapters.made import random_adapter
+from tests.conftest import number, random_model, tiny_tokenizer
+
+import mlx.core as mx
+import pytest
+
+WIDE = replace(pupil.ARGS, max_position_embeddings=4096)
+"""For prompts with examples, a token a letter."""
+DECLARED = """
+name = "{name}"
+features = ["{feature}"]
+[lora]
+rank = 4
+num_layers = 1
+[training]
+steps = 6
+epochs = 99.0
+learning_rate = {rate}
+evaluate_every = 3
+save_every = 2
+"""
+
+
+def package(place: Path, name: str, feature: str = "proofread", rate: float = 5e-3) -> Package:
+    """A small package; its rows differ from those of others."""
+    folder = place / "packages" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    declared = DECLARED.format(name=name, feature=feature, rate=rate)
+    (folder / "feature.toml").write_text(declared, "utf-8")
+    rows = pupil.rows(24)
+    for row in rows:
+        row["messages"][0]["content"] += name
+    pupil.write(folder / "train.jsonl", rows[:18])
+    pupil.write(folder / "held_out.jsonl", rows[18:])
+    pupil.write(folder / "eval.jsonl", [{"id": "1", "text": "a", "corrected": "a"}])
+    return read(folder)
+
+
+class Judge:
+    """Measures what it is told, and counts."""
+
+    def __init__(self) -> None:
+        self.asked: list[Path | None] = []
+
+    def __call__(
+        self, base: Checkpoint, package: Package, adapter: Path | None
+    ) -> Generator[tuple[int, int], None, dict[str, float]]:
+        yield 1, 1
+        self.asked.append(adapter)
+        return {"proofread good": 0.25 if adapter is None else 0.5}
+
+
+def run(
+    place: Path,
+    wanted: list[Package],
+    base: Checkpoint | None = None,
+    judge: making.Judge | None = None,
+    force: bool = False,
+) -> Iterator[BuildEvent]:
+    home, cache = place / "home", place / "cache"
+    return build(base or pupil.base(), wanted, judge or Judge(), home, cache, force)
+
+
+def kinds(events: list[BuildEvent]) -> list[str]:
+    """What happened, training left out."""
+    return [type(e).__name__ for e in events if not isinstance(e, Trained | making.Answered)]
+
+
+def steps(events: list[BuildEvent]) -> int:
+    return sum(isinstance(e, Trained) and isinstance(e.event, Step) for e in events)
+
+
+def test_two_are_built_then_none_then_the_one_that_changed(tmp_path: Path) -> None:
+    one, two = package(tmp_path, "one"), package(tmp_path, "two")
+    base, judge = pupil.base(), Judge()
+    events = list(run(tmp_path, [one, two], base, judge))
+    assert kinds(events) == ["Begun", "Built", "Begun", "Built"] and steps(events) == 12
+    assert events[0] == Begun("one", 1, 2)
+    built = [e for e in events if isinstance(e, Built)]
+    assert all(e.replaced and e.loss_before is None and e.loss > 0 for e in built)
+    assert built[0].figures_before == {"proofread good": 0.25}
+    folder = built[0].folder
+    assert folder == tmp_path / "home" / "one-tiny" and len(judge.asked) == 4
+    made = formats.read(folder)
+    assert made.about.feature == "one" and made.about.metrics["proofread good"] == 0.5
+    card = (folder / "README.md").read_text("utf-8")
+    assert "| proofread good | 0.500 | 0.250 |" in card and "the model with examples" in card
+    assert not lora.taken(base.model)  # the model is as it was
+
+    events = list(run(tmp_path, [one, two], base, judge))
+    assert kinds(events) == ["UpToDate"] * 2 and len(judge.asked) == 4
+    pupil.write(two.train, [*pupil.rows(5), *(json.loads(line) for line in open(two.train))])
+    events = list(run(tmp_path, [one, two], base, judge))
+    assert kinds(events) == ["UpToDate", "Begun", "Built"] and steps(events) == 6
+    # An evaluation row more changes what is measured, not what is learnt.
+    one.evaluation.write_text(one.evaluation.read_text("utf-8") * 2, "utf-8")
+    assert kinds(list(run(tmp_path, [one], base, judge))) == ["UpToDate"]
+
+
+def test_a_worse_one_does_not_replace(tmp_path: Path) -> None:
+    good = package(tmp_path, "one")
+    (built,) = (e for e in run(tmp_path, [good]) if isinstance(e, Built))
+    weights = (built.folder / formats.WEIGHTS).read_bytes()
+    worse = package(tmp_path, "one", rate=1e-9)  # learns nothing
+    events = list(run(tmp_path, [worse]))
+    refused = events[-1]
+    assert isinstance(refused, Built) and not refused.replaced and refused.folder == built.folder
+    assert refused.loss_before is not None and refused.loss > refused.loss_before
+    assert abs(refused.loss_before - built.loss) < 1e-6
+    assert (built.folder / formats.WEIGHTS).read_bytes() == weights
+    card = (built.folder / "README.md").read_text("utf-8")
+    assert "a newer one, not taken" in card and card.count("## Measured quality") == 1
+    assert f"{refused.loss:.3f} |" in card and f"{refused.loss_before:.3f} |" in card
+
+    judge = Judge()
+    (again,) = run(tmp_path, [worse], judge=judge)
+    assert again == UpToDate("one", built.folder, better=False) and not judge.asked
+    forced = list(run(tmp_path, [worse], force=True))[-1]
+    assert isinstance(forced, Built) and forced.replaced and steps([forced]) == 0
+    assert (built.folder / formats.WEIGHTS).read_bytes() != weights
+    card = (built.folder / "README.md").read_text("utf-8")
+    assert "the adapter before it" in card and "not taken" not in card
+    # The good one is better than what is there now, so it comes back.
+    back = list(run(tmp_path, [package(tmp_path, "one")]))[-1]
+    assert isinstance(back, Built) and back.replaced
+    assert (built.folder / formats.WEIGHTS).read_bytes() == weights
+
+
+def test_a_broken_build_goes_on_and_ends_alike(tmp_path: Path) -> None:
+    def wanted(place: Path) -> list[Package]:
+        return [package(place, "one"), package(place, "two")]
+
+    broken = run(tmp_path / "a", wanted(tmp_path / "a"))
+    for event in broken:
+        if event == Begun("two", 2, 2):
+            break
+    for event in broken:
+        if isinstance(event, Trained) and isinstance(event.event, Step) and event.event.step == 5:
+            break
+    broken.close()  # type: ignore[attr-defined]
+    events = list(run(tmp_path / "a", wanted(tmp_path / "a")))
+    assert kinds(events) == ["UpToDate", "Begun", "Built"] and steps(events) == 2
+    assert any(isinstance(e, Trained) and e.event == Resumed(4) for e in events)
+    whole = list(run(tmp_path / "b", wanted(tmp_path / "b")))
+    assert steps(whole) == 12
+    one, two = (
+        formats.read(tmp_path / place / "home" / "two-tiny").weights for place in ("a", "b")
+    )
+    assert one.keys() == two.keys() and all((one[n] == two[n]).all() for n in one)
+
+
+class Other(pupil.Tiny):
+    signature = "0123456789"
+
+
+def test_an_adapter_is_for_its_model_only(tmp_path: Path) -> None:
+    wanted = [package(tmp_path, "one")]
+    shipped, home = tmp_path / "packages", tmp_path / "home"
+    tiny = pupil.base()
+    other = Other("other", Path("other"), random_model(pupil.ARGS, 7), tiny_tokenizer())
+    list(run(tmp_path, wanted, tiny))
+
+    def found(signature: str) -> Path | None:
+        return find("proofread", lambda: signature, home, shipped)
+
+    assert found("tiny") == home / "one-tiny" and found(other.signature) is None
+    list(run(tmp_path, wanted, other))
+    assert found("tiny") == home / "one-tiny"
+    assert found(other.signature) == home / "one-01234567"
+    assert find("summary", lambda: "tiny", home, shipped) is None
+
+
+def adapter(
+    folder: Path, feature: str = "proofread", base: str = "tiny", model: Model | None = None
+) -> Path:
+    about = About(feature=feature, base_signature=base)
+    model = model or random_model(pupil.ARGS)
+    formats.write(random_adapter(model, about=about), folder)
+    return folder
+
+
+def test_own_adapters_come_before_built_before_shipped(tmp_path: Path) -> None:
+    one = package(tmp_path, "one")
+    home = tmp_path / "home"
+    asked: list[int] = []
+
+    def signature() -> str:
+        asked.append(1)
+        return "tiny"
+
+    def found() -> Path | None:
+        return find("proofread", signature, home, tmp_path / "packages")
+
+    assert found() is None and not asked  # reading all weights takes a second
+    formats.write(
+        random_adapter(random_model(pupil.ARGS), about=About("one", "tiny")), tmp_path / "made"
+    )
+    for name in (formats.CONFIG, formats.WEIGHTS):
+        (one.folder / name).write_bytes((tmp_path / "made" / name).read_bytes())
+    assert found() == one.folder and asked
+    built = adapter(home / "one-tiny", "one")
+    (built / RECORD).write_text("{}", "utf-8")
+    assert found() == built
+    own = adapter(home / "a-mine")
+    assert found() == own
+    (own / formats.CONFIG).write_text("{", "utf-8")
+    assert found() == built
+
+
+def test_a_shipped_adapter_is_up_to_date_without_installation(tmp_path: Path) -> None:
+    one = package(tmp_path, "one")
+    (built,) = (e for e in run(tmp_path, [one]) if isinstance(e, Built))
+    for name in (formats.CONFIG, formats.WEIGHTS, RECORD, "README.md"):
+        (one.folder / name).write_bytes((built.folder / name).read_bytes())
+    for file in built.folder.iterdir():
+        file.unlink()
+    built.folder.rmdir()
+    assert list(run(tmp_path, [one])) == [UpToDate("one", one.folder)]
+    worse = package(tmp_path, "one", rate=1e-9)
+    refused = list(run(tmp_path, [worse]))[-1]
+    assert isinstance(refused, Built) and not refused.replaced and refused.folder == one.folder
+    assert not built.folder.exists()
+
+
+def test_low_bit_models_start_from_their_recovery_adapter(tmp_path: Path) -> None:
+    model = random_model(pupil.ARGS)
+    recovery = random_adapter(model, options=LoRAOptions(rank=6, keys=("self_attn.q_proj",)))
+    formats.write(recovery, tmp_path / "model" / formats.RECOVERY)
+    base = pupil.Tiny("low", tmp_path / "model", model, tiny_tokenizer())
+    idle = package(tmp_path, "one", rate=1e-9)
+    (built,) = (e for e in run(tmp_path, [idle], base) if isinstance(e, Built))
+    made = formats.read(built.folder)
+    # Both blocks and the larger rank, or what the recovery adapter repairs would be lost.
+    assert made.options.rank == 6 and made.options.num_layers == -1
+    for place, known in recovery.places.items():
+        learnt = made.places[place]
+        change = learnt.lora_a @ learnt.lora_b * made.options.multiplier
+        wanted = known.lora_a @ known.lora_b * recovery.options.multiplier
+        assert number(mx.abs(change - wanted).max()) < 2e-2 * number(mx.abs(wanted).max())
+
+
+def test_the_judge_answers_through_the_features(tmp_path: Path) -> None:
+    one = package(tmp_path, "one", "priority")
+    rows = [
+        {
+            "id": str(i),
+            "app": "Mail",
+            "urgent": i % 2 == 0,
+            "notifications": [{"title": "Ana", "body": f"Box {i}"}],
+        }
+        for i in range(4)
+    ]
+    pupil.write(one.evaluation, rows)
+    base = pupil.base(random_model(WIDE))
+    folder = adapter(tmp_path / "made", "one", model=base.model)
+    for choice in (folder, None):
+        seen = []
+        judging = judge(base, one, choice, tmp_path)
+        while True:
+            try:
+                seen.append(next(judging))
+            except StopIteration as end:
+                figures = end.value
+                break
+        assert seen == [(i, 4) for i in (1, 2, 3, 4)]
+        assert figures.keys() >= {"priority accuracy"} and 0 <= figures["priority accuracy"] <= 1
+    assert not list((tmp_path / "answers").iterdir())
+    # A run that breaks off keeps what it has.
+    judging = judge(base, one, folder, tmp_path)
+    next(judging)
+    judging.close()
+    (log,) = (tmp_path / "answers").iterdir()
+    assert len(log.read_text("utf-8").splitlines()) == 2
+    # Training after an engine was closed: its streams are gone, those of this thread are not.
+    assert kinds(list(run(tmp_path, [package(tmp_path, "two")], base))) == ["Begun", "Built"]
+
+
+def test_an_adapter_is_asked_without_examples(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    value = Text("i has two apple.")
+    plain = make_request(PROOFREAD, value, tokenizer)
+    for bare in (None, ""):
+        assert make_request(PROOFREAD, value, tokenizer, adapter=bare).tokens == plain.tokens
+    named = make_request(PROOFREAD, value, tokenizer, adapter="one")
+    messages = PROOFREAD.messages(value, examples=False)
+    assert [m.role for m in messages] == ["system", "user"]
+    assert messages[0].content == PROOFREAD.instructions
+    assert named.tokens == tokenizer.chat(messages) and len(named.tokens) * 2 < len(plain.tokens)
+    assert 0 < named.keep < len(named.tokens)
+
+
+def test_earlier_parts_are_condensed_without_the_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
+    named: list[str | None] = []
+    with Engine(lambda: pupil.base(random_model(WIDE))) as engine:
+        generate = engine.generate
+
+        def record(request: Request) -> Any:
+            named.append(request.adapter)
+            return generate(replace(request, adapter=None))
+
+        monkeypatch.setattr(engine, "generate", record)
+        feature = replace(KEY_POINTS, part_tokens=120, answer_tokens=lambda _: 4)
+        asyncio.run(respond(engine, feature, Text("One dog. " * 30), adapter="one"))
+    # An adapter for key points knows no summaries, and was never shown their instructions.
+    assert len(named) > 2 and named[-1] == "one" and set(named[:-1]) == {None}
+
+
+def test_an_engine_gets_the_adapters_of_the_features(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    package(tmp_path, "one")
+    adapter(home / "one-tiny", "one")
+    adapter(home / "wrong", "proofread", base="other")
+
+    async def work() -> None:
+        with Engine(lambda: pupil.base(random_model(WIDE))) as engine:
+            wanted = ["proofread", "summary", "proofread"]
+            names = await load(engine, wanted, home, tmp_path / "packages")
+            assert names == {"proofread": str(home / "one-tiny")}
+            text = Text("i has two apple.")
+            plain = await respond(engine, PROOFREAD, text)
+            with_it = await respond(engine, PROOFREAD, text, adapter=names["proofread"])
+            assert with_it.metrics.prompt_tokens * 2 < plain.metrics.prompt_tokens
+            listed = await asyncio.wrap_future(engine.adapters())
+            assert [x.name for x in listed] == [str(home / "one-tiny")]
+
+    asyncio.run(work())
+
+
+# ---- declarations
+
+
+def test_the_shipped_adapters_stay_below_six_megabytes() -> None:
+    # SmolLM2-135M: 30 blocks of 576, 9 and 3 heads of 64, FFN 1536.
+    shapes = {
+        "self_attn.q_proj": (576, 576),
+        "self_attn.k_proj": (576, 192),
+        "self_attn.v_proj": (576, 192),
+        "self_attn.o_proj": (576, 576),
+        "mlp.gate_proj": (576, 1536),
+        "mlp.up_proj": (576, 1536),
+        "mlp.down_proj": (1536, 576),
+    }
+    for found in packages().values():
+        shape = found.lora
+        blocks = 30 if shape.num_layers < 0 else shape.num_layers
+        sides = sum(sum(shapes[key]) for key in shape.keys or shapes)
+        assert 2 * shape.rank * sides * blocks < 6e6
+
+
+def test_packages_are_chosen_by_their_names_and_features(tmp_path: Path) -> None:
+    for name, feature in (("one", "proofread"), ("two", "summary")):
+        package(tmp_path, name, feature)
+    folder = tmp_path / "packages"
+    assert [p.name for p in chosen([], folder)] == ["one", "two"]
+    assert [p.name for p in chosen(["summary"], folder)] == ["two"]
+    assert [p.name for p in chosen(["two", "one"], folder)] == ["one", "two"]
+    with pytest.raises(InputError, match="there is no package 'poetry': name some of one, two"):
+        chosen(["poetry"], folder)
+    assert {f for p in chosen([]) for f in p.features} <= FEATURES.keys()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name = ", "is no TOML"),
+        ('features = ["summary"]', "cannot be used"),
+        ('name = "x"\nfeatures = ["poetry"]', "there is no feature 'poetry'"),
+        ('name = "x"\nfeatures = []', "package without features"),
+        ('name = "../x"\nfeatures = ["summary"]', "no name for an adapter"),
+        ('name = "x"\nfeatures = ["summary"]\n[lora]\nranks = 4', "ranks"),
+        ('name = "x"\nfeatures = ["summary"]\n[lora]\nrank = 0', "rank must be"),
+        ('name = "x"\nfeatures = ["summary"]\ntraining = 3', "table"),
+    ],
+)
+def test_broken_declarations_are_one_line(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "feature.toml").write_text(text, "utf-8")
+    with pytest.raises(InputError, match=message) as error:
+        read(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_package_without_its_data_says_so(tmp_path: Path) -> None:
+    one = package(tmp_path, "one")
+    one.train.unlink()
+    with pytest.raises(InputError, match="restore the package"):
+        list(run(tmp_path, [one]))
+    with pytest.raises(InputError, match="cannot read"):
+        read(tmp_path / "nowhere")
+
+
+def test_what_a_reader_gets_is_plain() -> None:
+    table: Any = making.measured({"this adapter": {"a_b": 0.5}, "before": {"a_b": 1.0, "c": 0.25}})
+    assert "| a b | 0.500 | 1.000 |" in table and "| c |  | 0.250 |" in table
