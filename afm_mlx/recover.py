@@ -74,7 +74,7 @@ class AdapterOptions:
 
 
 TABLES = TrainingOptions(
-    steps=200, batch_size=2, learning_rate=2e-3, weight_decay=0.0, evaluate_every=50, save_every=50
+    steps=200, batch_size=2, learning_rate=5e-3, weight_decay=0.0, evaluate_every=50, save_every=50
 )
 ADAPTER = replace(TABLES, learning_rate=1e-3)
 """Training of either stage unless told otherwise."""

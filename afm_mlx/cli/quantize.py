@@ -26,9 +26,14 @@ from rich.text import Text
 class Command:
     compression: Annotated[Compression, tyro.conf.arg(name="")]
     tables: int = 0
-    """Then train tables and scales by the model's own answers for so many steps: no bits more."""
+    """Then train tables, scales and norms by the model's own answers for so many steps: no bits
+    more."""
+    tables_rate: float = recover.TABLES.learning_rate
+    """Highest learning rate of that."""
     adapter: int = 0
     """Then train a recovery adapter for so many steps, into OUT/recovery."""
+    adapter_rate: float = recover.ADAPTER.learning_rate
+    """Highest learning rate of that."""
     rank: int = AdapterOptions.rank
     """Rank of the recovery adapter."""
     report: bool = False
@@ -70,9 +75,12 @@ def events(command: Command) -> Iterator[Event | recover.Event | compare.Event]:
     data = recover.RecoveryData(options.calibration.data)
     stages: list[tuple[recover.Stage, TrainingOptions, Path]] = []
     if command.tables:
-        stages.append(("tables", replace(recover.TABLES, steps=command.tables), out))
+        tables = replace(recover.TABLES, steps=command.tables, learning_rate=command.tables_rate)
+        stages.append(("tables", tables, out))
     if command.adapter:
-        adapter = replace(recover.ADAPTER, steps=command.adapter)
+        adapter = replace(
+            recover.ADAPTER, steps=command.adapter, learning_rate=command.adapter_rate
+        )
         stages.append(("adapter", adapter, out / recover.RECOVERY))
     for stage, training, folder in stages:
         given = recover.Recovery(
