@@ -32,7 +32,7 @@ from afm_mlx.quant.layers import learn_tables, low_bit_layers, make_ready, settl
 from afm_mlx.quant.statistics import linears
 from afm_mlx.saves import Saves, weights_of
 from afm_mlx.training import Event as TrainingEvent
-from afm_mlx.training import TrainingOptions, train
+from afm_mlx.training import Evaluated, TrainingOptions, train
 
 import mlx.core as mx
 import numpy as np
@@ -148,7 +148,6 @@ def recover(options: Recovery, stage: Stage, out: Path, work: Path) -> Iterator[
         yield Progress("logits", done, total)
     examination.committee = committee = committee.heads_only()
     del source, loaded
-    before = examination(small.model)
     mx.random.seed(options.training.seed)
     if stage == "tables":
         learn_tables(small.model)
@@ -164,7 +163,11 @@ def recover(options: Recovery, stage: Stage, out: Path, work: Path) -> Iterator[
     def look() -> dict[str, float]:
         return examination(small.model)
 
-    yield from train(learner, objective, batches, options.training, saves, look, select="kl")
+    before = look() if saves.steps() else {}  # a run that goes on does not look at its start
+    for event in train(learner, objective, batches, options.training, saves, look, select="kl"):
+        if isinstance(event, Evaluated) and event.step == 0:
+            before = event.metrics
+        yield event
     if stage == "tables":
         settle(small.model)
         _write_model(out, small, name)
