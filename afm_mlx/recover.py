@@ -31,8 +31,8 @@ from afm_mlx.quant import calibration, plan
 from afm_mlx.quant.layers import learn_tables, low_bit_layers, make_ready, settle
 from afm_mlx.quant.statistics import linears
 from afm_mlx.saves import Saves, weights_of
-from afm_mlx.training import Event as TrainingEvent
 from afm_mlx.training import Evaluated, TrainingOptions, train
+from afm_mlx.training import Event as TrainingEvent
 
 import mlx.core as mx
 import numpy as np
