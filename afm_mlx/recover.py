@@ -76,8 +76,10 @@ class AdapterOptions:
 TABLES = TrainingOptions(
     steps=200, batch_size=2, learning_rate=5e-3, weight_decay=0.0, evaluate_every=50, save_every=50
 )
+GRIDS = replace(TABLES, learning_rate=1e-3)
 ADAPTER = replace(TABLES, learning_rate=1e-3)
-"""Training of either stage unless told otherwise."""
+"""Training of palettes' tables, of affine scales, and of the adapter, unless told otherwise; a
+scale serves a few dozen weights, a table thousands, so scales' gradients are noisier."""
 
 
 @dataclass(frozen=True)

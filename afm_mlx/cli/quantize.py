@@ -12,6 +12,7 @@ from afm_mlx.cli.output import Bar, console, errors, print_json, show_table
 from afm_mlx.compare import Compared, CompareOptions, Row
 from afm_mlx.compress import PLAN, Compression, Event, Loaded, Written, compress
 from afm_mlx.distill.cutting import Progress as Asked
+from afm_mlx.quant import plan
 from afm_mlx.quant.quantize import Account, Made, Planned
 from afm_mlx.quant.statistics import Progress
 from afm_mlx.recover import AdapterOptions
@@ -28,8 +29,8 @@ class Command:
     tables: int = 0
     """Then train tables, scales and norms by the model's own answers for so many steps: no bits
     more."""
-    tables_rate: float = recover.TABLES.learning_rate
-    """Highest learning rate of that."""
+    tables_rate: float | None = None
+    """Highest learning rate of that; what proved good for the form if left out."""
     adapter: int = 0
     """Then train a recovery adapter for so many steps, into OUT/recovery."""
     adapter_rate: float = recover.ADAPTER.learning_rate
@@ -75,7 +76,12 @@ def events(command: Command) -> Iterator[Event | recover.Event | compare.Event]:
     data = recover.RecoveryData(options.calibration.data)
     stages: list[tuple[recover.Stage, TrainingOptions, Path]] = []
     if command.tables:
-        tables = replace(recover.TABLES, steps=command.tables, learning_rate=command.tables_rate)
+        form = plan.read(out / PLAN).form
+        tables = replace(
+            recover.GRIDS if form == "affine" else recover.TABLES, steps=command.tables
+        )
+        if command.tables_rate is not None:
+            tables = replace(tables, learning_rate=command.tables_rate)
         stages.append(("tables", tables, out))
     if command.adapter:
         adapter = replace(

@@ -29,7 +29,7 @@ from afm_mlx.quant import calibration
 from afm_mlx.quant.layers import low_bit_layers, make_ready
 from afm_mlx.quant.quantize import TargetOptions
 from afm_mlx.quant.variants import FormatOptions
-from afm_mlx.recover import TABLES, Recovered, Recovery, RecoveryData, read_windows, recover
+from afm_mlx.recover import GRIDS, TABLES, Recovered, Recovery, RecoveryData, read_windows, recover
 
 import mlx.core as mx
 import mlx.optimizers as optim
@@ -143,7 +143,8 @@ class Bench:
         done = work / f"done-{self.options.steps}"
         if not done.exists():
             list(compress(made))
-            training = replace(TABLES, steps=self.options.steps)
+            rates = {"palette": TABLES, "affine": GRIDS}
+            training = replace(rates[form], steps=self.options.steps)
             given = Recovery(made.out, self.model, training=training)
             for event in recover(given, "tables", Path(made.out), work):
                 if isinstance(event, Recovered):
