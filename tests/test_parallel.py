@@ -70,7 +70,7 @@ def trainees(tmp_path: Path, ranks: int = 2, **values: Any) -> list[list[str]]:
     ]
 
 
-def finish(processes: list[Process], timeout: float = 40) -> list[tuple[int, list[Any], str]]:
+def finish(processes: list[Process], timeout: float = 120) -> list[tuple[int, list[Any], str]]:
     """Exit code, events and errors of each; all must end in time."""
     found = []
     for process in processes:
