@@ -290,8 +290,9 @@ def test_help_teaches_and_is_quick(arguments: list[str]) -> None:
 
 
 ANSWERING = """
-import sys
+import signal, sys
 from afm_mlx import engine
+signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background ignore it
 
 def generate(*given, plain=engine.generate):
     for snapshot in plain(*given):
