@@ -30,7 +30,7 @@ class Command:
     """Then train tables, scales and norms by the model's own answers for so many steps: no bits
     more."""
     tables_rate: float | None = None
-    """Highest learning rate of that; what proved good for the form if left out."""
+    """Highest learning rate of that; left out, one for palettes and a lower one for affine."""
     adapter: int = 0
     """Then train a recovery adapter for so many steps, into OUT/recovery."""
     adapter_rate: float = recover.ADAPTER.learning_rate
