@@ -1,11 +1,13 @@
-.PHONY: check test bench lock
+.PHONY: check lint test bench lock
 
-check:  ## what must hold before a commit
+check: lint  ## what must hold before a commit
+	uv run --no-sync pytest -q -m "not slow"
+
+lint:  ## style, types, and the direction of imports
 	uv run --no-sync ruff check .
 	uv run --no-sync ruff format --check .
 	uv run --no-sync mypy
 	uv run --no-sync lint-imports
-	uv run --no-sync pytest -q -m "not slow"
 
 test:  ## everything, the embedded model too
 	uv run pytest

@@ -102,6 +102,8 @@ def compare(compression: Compression, options: CompareOptions, folder: Path) -> 
             except InputError:
                 continue  # below the smallest widths of this form
             bits = quantize.account(shop, plan, embedding=False).linear
+            if any(row.family == form and row.bits == bits for row in rows):
+                continue  # the largest widths everywhere, again
             fresh = _fresh(compression)
             small = quantize.apply(replace(shop, model=fresh), plan, embedding=False)
             kind = "palettes" if form == "palette" else "affine"

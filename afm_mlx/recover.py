@@ -31,8 +31,8 @@ from afm_mlx.quant import calibration, plan
 from afm_mlx.quant.layers import learn_tables, low_bit_layers, make_ready, settle
 from afm_mlx.quant.statistics import linears
 from afm_mlx.saves import Saves, weights_of
+from afm_mlx.training import Evaluated, TrainingOptions, train
 from afm_mlx.training import Event as TrainingEvent
-from afm_mlx.training import TrainingOptions, train
 
 import mlx.core as mx
 import numpy as np
@@ -74,10 +74,12 @@ class AdapterOptions:
 
 
 TABLES = TrainingOptions(
-    steps=200, batch_size=2, learning_rate=2e-3, weight_decay=0.0, evaluate_every=50, save_every=50
+    steps=200, batch_size=2, learning_rate=5e-3, weight_decay=0.0, evaluate_every=50, save_every=50
 )
+GRIDS = replace(TABLES, learning_rate=1e-3)
 ADAPTER = replace(TABLES, learning_rate=1e-3)
-"""Training of either stage unless told otherwise."""
+"""Training of palettes' tables, of affine scales, and of the adapter, unless told otherwise; a
+scale serves a few dozen weights, a table thousands, so scales' gradients are noisier."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,6 @@ def recover(options: Recovery, stage: Stage, out: Path, work: Path) -> Iterator[
         yield Progress("logits", done, total)
     examination.committee = committee = committee.heads_only()
     del source, loaded
-    before = examination(small.model)
     mx.random.seed(options.training.seed)
     if stage == "tables":
         learn_tables(small.model)
@@ -164,7 +165,11 @@ def recover(options: Recovery, stage: Stage, out: Path, work: Path) -> Iterator[
     def look() -> dict[str, float]:
         return examination(small.model)
 
-    yield from train(learner, objective, batches, options.training, saves, look, select="kl")
+    before = look() if saves.steps() else {}  # a run that goes on does not look at its start
+    for event in train(learner, objective, batches, options.training, saves, look, select="kl"):
+        if isinstance(event, Evaluated) and event.step == 0:
+            before = event.metrics
+        yield event
     if stage == "tables":
         settle(small.model)
         _write_model(out, small, name)

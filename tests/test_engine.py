@@ -86,7 +86,7 @@ def test_leaving_the_loop_cancels(engine: Engine) -> None:
     for n in engine.stream(endless):
         if n == 3:
             break
-    assert engine.call(lambda _: "free").result(timeout=5) == "free"
+    assert engine.call(lambda _: "free").result(timeout=60) == "free"
 
 
 def test_cancelling_the_task_cancels_the_run(engine: Engine) -> None:
@@ -102,7 +102,7 @@ def test_cancelling_the_task_cancels_the_run(engine: Engine) -> None:
             await task
 
     asyncio.run(work())
-    assert engine.call(lambda _: "free").result(timeout=5) == "free"
+    assert engine.call(lambda _: "free").result(timeout=60) == "free"
 
 
 def test_event_loop_stays_free_while_decoding(engine: Engine) -> None:
@@ -172,8 +172,8 @@ def test_job_that_exits_does_not_kill_the_engine(engine: Engine) -> None:
         raise SystemExit
 
     with pytest.raises(SystemExit):
-        engine.call(leave).result(timeout=20)
-    assert engine.call(lambda _: 1).result(timeout=20) == 1
+        engine.call(leave).result(timeout=60)
+    assert engine.call(lambda _: 1).result(timeout=60) == 1
 
 
 def test_closed_engine_takes_no_work() -> None:

@@ -70,7 +70,7 @@ def trainees(tmp_path: Path, ranks: int = 2, **values: Any) -> list[list[str]]:
     ]
 
 
-def finish(processes: list[Process], timeout: float = 40) -> list[tuple[int, list[Any], str]]:
+def finish(processes: list[Process], timeout: float = 120) -> list[tuple[int, list[Any], str]]:
     """Exit code, events and errors of each; all must end in time."""
     found = []
     for process in processes:
@@ -144,7 +144,7 @@ def test_a_lost_process_ends_the_others(
             wait_for_step(process, 4)
         processes[lost].send_signal(how)
         started = time.monotonic()
-        ((code, _, error),) = finish([processes[1 - lost]], timeout=20)
+        ((code, _, error),) = finish([processes[1 - lost]], timeout=120)
         assert time.monotonic() - started < 10
     check_end(code, error, lost, reason)
     state = Saves(tmp_path / "disk0").load(trainee.learner(), None)
@@ -175,7 +175,7 @@ def test_an_error_in_one_ends_all(tmp_path: Path) -> None:
     """Here the first process cannot write its saves."""
     (tmp_path / "disk0").write_text("a file is in the way")
     with ring(tmp_path, *trainees(tmp_path, **SETTINGS)) as processes:
-        (code, _, error), (code_b, _, error_b) = finish(processes, timeout=30)
+        (code, _, error), (code_b, _, error_b) = finish(processes, timeout=120)
     assert code == 1 and "the save of step 0 failed" in error and "Traceback" not in error
     assert code_b == 1 and "afm: process 0 of 2 has ended" in error_b
 
@@ -200,7 +200,7 @@ time.sleep(0.3)
 print("parted", rank)
 """
     with ring(tmp_path, *[["-c", code]] * 3) as processes:
-        outputs = [p.communicate(timeout=40) for p in processes]
+        outputs = [p.communicate(timeout=120) for p in processes]
     assert [p.returncode for p in processes] == [0] * 3, outputs
     assert [out for out, _ in outputs] == [f"parted {rank}\n" for rank in range(3)]
     assert not any(err for _, err in outputs)

@@ -26,7 +26,8 @@ PIPE_WIDTH = 200
 
 def show_table(table: Table) -> None:
     """Print a table, as wide as it needs to be in a pipe."""
-    console.print(table, width=None if console.is_terminal else PIPE_WIDTH)
+    piped = not console.file.isatty()
+    (Console(width=PIPE_WIDTH, highlight=False) if piped else console).print(table)
 
 
 class Bar:

@@ -1,6 +1,6 @@
 """Low-bit weights of the embedded model beside MLX's own, before and after training.
 
-uv run python tests/bench/palettes.py WIKITEXT_TEST IFEVAL FOLDER [--steps 200] [--no-dither]
+uv run python tests/bench/palettes.py WIKITEXT_TEST IFEVAL FOLDER [--steps 100] [--no-dither]
 
 The embedded model comes from 4-bit weights, which flatters 4-bit grids: by default half a step of
 noise is put on each weight first, and the result is the source. KL is measured on 8,192 tokens of
@@ -9,11 +9,12 @@ either text; calibration and training use the package's own text only. After the
 mlx-lm's ``dynamic_quant`` and ``dwq`` on the same tokens. Run again, it goes on where it stopped.
 """
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from afm_mlx import checkpoint, load
 from afm_mlx.compare import Compared, CompareOptions, Row, compare, model_bits
@@ -28,7 +29,7 @@ from afm_mlx.quant import calibration
 from afm_mlx.quant.layers import low_bit_layers, make_ready
 from afm_mlx.quant.quantize import TargetOptions
 from afm_mlx.quant.variants import FormatOptions
-from afm_mlx.recover import TABLES, Recovered, Recovery, RecoveryData, read_windows, recover
+from afm_mlx.recover import GRIDS, TABLES, Recovered, Recovery, RecoveryData, read_windows, recover
 
 import mlx.core as mx
 import mlx.optimizers as optim
@@ -40,8 +41,10 @@ from mlx_lm.quant.dynamic_quant import estimate_sensitivities
 from perplexity import clean
 from tyro.conf import Positional
 
+Part = Literal["table", "palette", "affine", "dynamic_quant", "uniform"]
+PARTS: tuple[Part, ...] = get_args(Part)
 TARGET = 3.5
-DWQ_RATE = 1e-6  # mlx-lm's default
+DWQ_RATES = (1e-4, 1e-6)  # for so few steps, and mlx-lm's default
 
 
 @dataclass(frozen=True)
@@ -50,17 +53,12 @@ class Options:
     ifeval: Positional[Path]
     folder: Positional[Path]
     dither: bool = True
-    steps: int = 200
+    steps: int = 100
     tokens: int = 8192
     """Tokens of either text to measure on."""
     calibration: int = 32_768
     """Tokens of calibration text."""
-    rows: tuple[Literal["table", "palette", "affine", "peers"], ...] = (
-        "table",
-        "palette",
-        "affine",
-        "peers",
-    )
+    rows: tuple[Part, ...] = PARTS
     """Parts of the table to make."""
 
 
@@ -81,12 +79,13 @@ def dithered(folder: Path) -> None:
 
 
 def texts(options: Options) -> tuple[str, str]:
-    """Both texts as files that can be read; prompts become conversations."""
+    """Both texts as files that can be read. Prompts are plain text: as conversations, a third of
+    all tokens would be the same system prompt again and again."""
     wiki, prompts = options.folder / "wikitext.txt", options.folder / "ifeval.jsonl"
     write_bytes(wiki, clean(options.wikitext.read_text("utf-8")).encode())
     rows = [json.loads(line) for line in options.ifeval.read_text("utf-8").splitlines()]
-    chats = [{"prompt": row["prompt"], "completion": "Sure."} for row in rows]
-    write_bytes(prompts, "".join(json.dumps(c) + "\n" for c in chats).encode())
+    plain = [json.dumps({"text": row["prompt"]}) + "\n" for row in rows]
+    write_bytes(prompts, "".join(plain).encode())
     return str(wiki), str(prompts)
 
 
@@ -144,7 +143,8 @@ class Bench:
         done = work / f"done-{self.options.steps}"
         if not done.exists():
             list(compress(made))
-            training = replace(TABLES, steps=self.options.steps)
+            rates = {"palette": TABLES, "affine": GRIDS}
+            training = replace(rates[form], steps=self.options.steps)
             given = Recovery(made.out, self.model, training=training)
             for event in recover(given, "tables", Path(made.out), work):
                 if isinstance(event, Recovered):
@@ -153,25 +153,28 @@ class Bench:
         small = load(made.out, dtype=mx.float32)
         self.show(f"{form}, trained {self.options.steps} steps", TARGET, small.model)
 
-    def peers(self) -> None:
-        """mlx-lm's ``dynamic_quant`` with 2 and 4 bits, uniform 3 bits, and ``dwq`` on each."""
-        for name, make in {"dynamic_quant": self._dynamic, "3 bits": self._uniform}.items():
-            small = make()
-            make_ready(small, checkpoint.dense_bytes())
-            self.show(f"mlx-lm {name}", model_bits(small), small)
-            self._dwq(small)
-            make_ready(small, checkpoint.dense_bytes())
-            self.show(f"mlx-lm {name} + dwq", model_bits(small), small)
+    def peer(self, name: str, small: Model) -> None:
+        """mlx-lm's weights before and after its ``dwq``."""
+        make_ready(small, checkpoint.dense_bytes())
+        self.show(f"mlx-lm {name}", model_bits(small), small)
+        for rate in DWQ_RATES:
+            trained = copy.deepcopy(small)
+            self._dwq(trained, rate)
+            make_ready(trained, checkpoint.dense_bytes())
+            self.show(f"mlx-lm {name} + dwq at {rate:g}", model_bits(trained), trained)
 
-    def _uniform(self) -> Model:
+    def uniform(self) -> Model:
+        """3 bits everywhere."""
         small = load(self.model, dtype=mx.float32).model
         nn.quantize(small, 64, 3, class_predicate=_linear)
         return small
 
-    def _dynamic(self) -> Model:
+    def dynamic_quant(self) -> Model:
+        """2 or 4 bits, by mlx-lm's sensitivities."""
         small = load(self.model, dtype=mx.float32).model
         batches = self.windows(str(calibration.SHIPPED), self.options.calibration)
         data = mx.array(np.concatenate([b.tokens for b in batches]))
+        small.model.embed_tokens = _Table(small.model.embed_tokens)
         found = dict(estimate_sensitivities(small, data, 2, 64, 4, 64, batch_size=1))
         low, high = min(found.values()), max(found.values())
         best = small
@@ -185,7 +188,7 @@ class Bench:
                 high, best = middle, trial
         return best
 
-    def _dwq(self, small: Model) -> None:
+    def _dwq(self, small: Model, rate: float) -> None:
         """mlx-lm's trainer on the windows that ours sees; with dense products of the same values,
         since the CPU's quantised ones are too slow to train with."""
         training = replace(TABLES, steps=self.options.steps)
@@ -195,7 +198,7 @@ class Bench:
         batches = Batches(kept.per_source, [1.0] * len(kept.stores), training.batch_size)
         rows = np.concatenate([batches.batch(s).tokens for s in range(training.steps)])
         seen = [(row.tolist(), 0) for row in rows]
-        looked = held_out.batch(np.concatenate(held_out.numbers)).tokens
+        looked = held_out.batch(np.concatenate(held_out.numbers)[: training.batch_size]).tokens
         layers = [layer for _, layer in low_bit_layers(small)]
         for layer in layers:
             layer.learn_tables()
@@ -203,7 +206,7 @@ class Bench:
         dwq_quantize(
             small,
             lambda batch, step, split: self.source.model(batch),
-            optim.Adam(DWQ_RATE, bias_correction=True),
+            optim.Adam(rate, bias_correction=True),
             seen,
             [(row.tolist(), 0) for row in looked],
             training.batch_size,
@@ -213,6 +216,20 @@ class Bench:
         )
         for layer in layers:
             layer.settle()
+
+
+class _Table(nn.Module):
+    """Embeddings that mlx-lm does not take for a layer to quantise: they stay in every row."""
+
+    def __init__(self, embeddings: nn.Embedding) -> None:
+        super().__init__()
+        self.weight = embeddings.weight
+
+    def __call__(self, tokens: mx.array) -> mx.array:
+        return self.weight[tokens]
+
+    def as_linear(self, x: mx.array) -> mx.array:
+        return x @ self.weight.T
 
 
 def _linear(path: str, layer: nn.Module) -> bool:
@@ -235,9 +252,12 @@ if __name__ == "__main__":
     asked = tyro.cli(Options)
     bench = Bench(asked)
     for part in asked.rows:
-        if part == "table":
-            bench.table()
-        elif part == "peers":
-            bench.peers()
-        else:
-            bench.trained(part)
+        match part:
+            case "table":
+                bench.table()
+            case "palette" | "affine":
+                bench.trained(part)
+            case "dynamic_quant":
+                bench.peer("dynamic_quant", bench.dynamic_quant())
+            case "uniform":
+                bench.peer("3 bits", bench.uniform())
