@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from afm_mlx import packages
 from afm_mlx.adapters import library
 from afm_mlx.cli.output import Bar, console, print_json, show_table
 from afm_mlx.distill.files import digest, write_json
@@ -32,15 +33,18 @@ from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional
 
+OWN = "its adapter"
+"""The variant in which each feature has the adapter that it uses by itself."""
+
 
 @dataclass(frozen=True)
 class Command:
     """Evaluate the features on rows that nothing was trained on, with and without adapters.
 
     DATA is a folder with the *.eval.jsonl files of the feature data. Every row goes through the
-    feature as a person's text would; the answers are then checked: limits, facts, edits, overlap
-    with a reference, and a verdict in five dimensions. With --save a broken run goes on where it
-    stopped. Examples:
+    feature as a person's text would, once with the model alone and once with the adapter that the
+    feature has; the answers are then checked: limits, facts, edits, overlap with a reference, and a
+    verdict in five dimensions. With --save a broken run goes on where it stopped. Examples:
 
       afm eval features data --limit 10
       afm eval features data --feature proofread --adapter proof --save proof.json
@@ -50,7 +54,8 @@ class Command:
     data: Annotated[Positional[Path], tyro.conf.arg(metavar="DATA")]
     """Folder with the evaluation files."""
     adapter: tuple[str, ...] = ()
-    """Adapters to compare with the model alone: names or folders."""
+    """Adapters to compare with the model alone: names or folders; those that features use by
+    themselves if none is named."""
     adapters: Path | None = None
     """Folder of all adapters; that of your user data if left out."""
     save: Path | None = None
@@ -82,7 +87,10 @@ async def _run(command: Command) -> int:
     tasks = load(command.data, options.feature or KINDS, options.limit, options.seed)
     with Engine.open(command.model, command.revision, KVOptions.parse(command.kv)) as engine:
         checkpoint = await engine.ready()
-        variants, weights = _load(engine, command)
+        names = dict.fromkeys(task.feature.name for task in tasks)
+        variants, weights = {BASE: {"": ""}}, {}
+        for own, adapters, folders in await _load(engine, command, list(names)):
+            variants[own], weights[own] = adapters, _weights(folders)
         known: dict[str, Any] = {}
         if command.save:
             signature = await asyncio.to_thread(lambda: checkpoint.signature)
@@ -111,20 +119,31 @@ async def _run(command: Command) -> int:
     return 0
 
 
-def _load(engine: Engine, command: Command) -> tuple[dict[str, str], dict[str, str]]:
-    """The variants with the feature each is for, and what tells adapters' weights apart."""
-    variants, weights = {BASE: ""}, {}
+async def _load(
+    engine: Engine, command: Command, names: list[str]
+) -> list[tuple[str, dict[str, str], list[Path]]]:
+    """Variants beside the model alone: name, adapters by feature, and their folders."""
+    if not command.adapter:
+        own = await packages.load(engine, names, command.adapters)
+        return [(OWN, own, [Path(folder) for folder in own.values()])] if own else []
+    found: dict[str, tuple[str, dict[str, str], list[Path]]] = {}
+    known = packages.packages()
     for name in command.adapter:
         folder = library.locate(name, command.adapters or library.home())
-        listed = engine.load_adapter(folder).result()
-        if listed.name in variants:
+        listed = await asyncio.wrap_future(engine.load_adapter(folder))
+        if listed.name in (OWN, *found):
             raise InputError(f"two adapters are called {listed.name!r}: name only one of them")
-        only = listed.about.feature
-        variants[listed.name] = only if only in KINDS else ""
-        weights[listed.name] = " ".join(
-            digest(f)[:16] for f in sorted(folder.glob("*.safetensors"))
-        )
-    return variants, weights
+        feature = listed.about.feature
+        served = known[feature].features if feature in known else (feature,)
+        wanted = [n for n in served if n in KINDS] or [""]
+        found[listed.name] = (listed.name, dict.fromkeys(wanted, listed.name), [folder])
+    return list(found.values())
+
+
+def _weights(folders: list[Path]) -> str:
+    """What tells adapters apart from others of the same names."""
+    files = sorted({f for folder in folders for f in folder.glob("*.safetensors")})
+    return " ".join(digest(f)[:16] for f in files)
 
 
 def _table(found: list[Line], variants: list[str]) -> Table:

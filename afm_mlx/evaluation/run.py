@@ -108,7 +108,7 @@ class Answers:
 async def evaluate(
     engine: Engine,
     tasks: Sequence[Task],
-    variants: Mapping[str, str],
+    variants: Mapping[str, Mapping[str, str]],
     answers: Answers,
     options: EvaluationOptions,
 ) -> AsyncIterator[Answered]:
@@ -117,17 +117,17 @@ async def evaluate(
     One variant after the other, so that adapters are not swapped between rows.
 
     Args:
-        variants: names of adapters that the engine has loaded, and the feature that each is for;
-            with an empty feature it is for all.
+        variants: for each, names of loaded adapters by feature, an empty one for the model alone;
+            with an empty feature it is for all others. Rows of other features are left out.
     """
-    pairs = [
-        (variant, task)
-        for variant, only in variants.items()
+    asked = [
+        (variant, task, adapters.get(task.feature.name, adapters.get("")))
+        for variant, adapters in variants.items()
         for task in tasks
-        if only in ("", task.feature.name)
     ]
+    pairs = [(variant, task, adapter) for variant, task, adapter in asked if adapter is not None]
     with answers.log() as take:
-        for done, (variant, task) in enumerate(pairs, 1):
+        for done, (variant, task, adapter) in enumerate(pairs, 1):
             key = (variant, task.kind, task.id)
             if key not in answers.known:
                 grounded = task.feature.grounded and options.grounded
@@ -135,7 +135,7 @@ async def evaluate(
                     engine,
                     replace(task.feature, grounded=grounded),
                     task.value,
-                    adapter=variant or None,
+                    adapter=adapter or None,
                     best_of=options.best_of,
                 )
                 take(Given.of(variant, task, answer))

@@ -49,7 +49,7 @@ def judge(
     with Engine(lambda: base) as engine, asyncio.Runner() as runner:
         if adapter is not None:
             engine.load_adapter(adapter, variant).result()
-        run = evaluate(engine, wanted, {variant: ""}, answers, EvaluationOptions())
+        run = evaluate(engine, wanted, {variant: {"": variant}}, answers, EvaluationOptions())
         while (event := runner.run(_next(run))) is not None:
             yield event.done, event.total
     found = lines(wanted, answers.known.values(), variant)

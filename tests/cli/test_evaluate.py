@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from afm_mlx import checkpoint, cli
-from afm_mlx.adapters import formats
+from afm_mlx.adapters import formats, library
 from afm_mlx.model import PRESETS
 from tests.adapters.made import random_adapter
 from tests.conftest import random_model, tiny_tokenizer
@@ -62,6 +62,17 @@ def test_figures_with_and_without_an_adapter(
     assert (place / "out" / "all.answers.jsonl").read_text() == answers
     assert "model alone" in table and "strong" in table and "difference" in table
     assert "\x1b" not in table
+
+
+def test_features_bring_their_adapters(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = checkpoint.load("model")
+    made = random_adapter(base.model, "mine")
+    about = replace(made.about, feature="change", base_signature=base.signature)
+    formats.write(replace(made, about=about), library.home() / "mine")
+    assert features("data", *SMALL, "--limit", "1", "--json") == 0
+    lines = printed(capsys)["lines"]
+    found = {(line["kind"], variant) for line in lines for variant in line["values"]}
+    assert found == {("priority", ""), ("change", ""), ("change", "its adapter")}
 
 
 @pytest.mark.parametrize(

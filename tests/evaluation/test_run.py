@@ -45,14 +45,14 @@ def work(
     engine: Engine,
     tasks: list[Task],
     answers: Answers,
-    variants: Mapping[str, str] | None = None,
+    variants: Mapping[str, Mapping[str, str]] | None = None,
     stop: int | None = None,
     **options: Any,
 ) -> list[Answered]:
     async def collect() -> list[Answered]:
         found: list[Answered] = []
         chosen = EvaluationOptions(**options)
-        async for event in evaluate(engine, tasks, variants or {"": ""}, answers, chosen):
+        async for event in evaluate(engine, tasks, variants or {"": {"": ""}}, answers, chosen):
             found.append(event)
             if len(found) == stop:
                 break
@@ -96,7 +96,7 @@ def test_adapters_answer_what_they_are_for(engine: Engine, tasks: list[Task]) ->
         return await respond(*given)
 
     with mock.patch.object(run, "respond", note):
-        variants = {"": "", "lora": "notification-summary"}
+        variants = {"": {"": ""}, "lora": {"notification-summary": "lora"}}
         events = work(engine, tasks, Answers({}), variants, best_of=2)
     mine = [e.given for e in events if e.given.variant == "lora"]
     assert [(g.kind, g.id) for g in mine] == [("notification-summary", f"n{i}") for i in range(3)]
