@@ -1,10 +1,10 @@
 """Fill fixed windows with samples, and deal the windows out in reproducible batches.
 
 Conversations stay whole: best-fit decreasing bin packing ("Fewer Truncations Improve Language
-Modeling", arXiv 2404.10830). Texts fill the room they leave, then windows of their own, and
-are cut where a window ends; the rest begins with the last token before the cut, so that every
-token but the first of a text is predicted exactly once. Within a window, samples do not attend
-to each other. Positions do not restart: RoPE is relative. (Only where queries and keys are
+Modeling", arXiv 2404.10830), or an even spread if that needs fewer windows. Texts fill the room
+they leave, then windows of their own, and are cut where a window ends; the rest begins with the
+last token before the cut, so that every token but the first of a text is predicted exactly once.
+Within a window, samples do not attend to each other. Positions do not restart: RoPE is relative. (Only where queries and keys are
 scaled after it, as ``qk_norm`` does, does a model notice where in the window a sample lies.)
 
 What item ``i`` of the stream holds depends on the seed and ``i`` alone, so that a resumed run
@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
-from afm_mlx.data.bins import best_fit, fill
+from afm_mlx.data.bins import fewest, fill
 from afm_mlx.data.tokens import TokenStore
 from afm_mlx.errors import InputError
 
@@ -79,7 +79,7 @@ def pack(lengths: Array, splittable: Array, window: int) -> Packing:
     sizes = np.minimum(lengths[ids], window)
     order = np.argsort(-sizes, kind="stable")
     ids, sizes = ids[order], sizes[order]
-    bins, room = best_fit(sizes, window)
+    bins, room = fewest(sizes, window)
     texts = np.flatnonzero((lengths > 1) & splittable)
     pieces = fill(texts.tolist(), lengths[texts].tolist(), room, window)
 
