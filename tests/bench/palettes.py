@@ -79,13 +79,13 @@ def dithered(folder: Path) -> None:
 
 
 def texts(options: Options) -> tuple[str, str]:
-    """Both texts as files that can be read. Prompts are plain text: as conversations, a third of
-    all tokens would be the same system prompt again and again."""
+    """Both texts as files that can be read. Prompts become conversations, as the features ask; the
+    template's system prompt, the same before each, has two fifths of their KL."""
     wiki, prompts = options.folder / "wikitext.txt", options.folder / "ifeval.jsonl"
     write_bytes(wiki, clean(options.wikitext.read_text("utf-8")).encode())
     rows = [json.loads(line) for line in options.ifeval.read_text("utf-8").splitlines()]
-    plain = [json.dumps({"text": row["prompt"]}) + "\n" for row in rows]
-    write_bytes(prompts, "".join(plain).encode())
+    chats = [json.dumps({"prompt": row["prompt"], "completion": "Sure."}) + "\n" for row in rows]
+    write_bytes(prompts, "".join(chats).encode())
     return str(wiki), str(prompts)
 
 
