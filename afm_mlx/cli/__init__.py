@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     remove=commands.RemoveAdapter,
                     **{"import": commands.ImportAdapter},
                 ),
-                eval=_named(features=commands.EvaluateFeatures),
+                eval=commands.EvaluateFeatures,
                 models=_named(
                     list=commands.ListModels,
                     download=commands.Download,

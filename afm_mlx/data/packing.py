@@ -4,8 +4,9 @@ Conversations stay whole: best-fit decreasing bin packing ("Fewer Truncations Im
 Modeling", arXiv 2404.10830), or an even spread if that needs fewer windows. Texts fill the room
 they leave, then windows of their own, and are cut where a window ends; the rest begins with the
 last token before the cut, so that every token but the first of a text is predicted exactly once.
-Within a window, samples do not attend to each other. Positions do not restart: RoPE is relative. (Only where queries and keys are
-scaled after it, as ``qk_norm`` does, does a model notice where in the window a sample lies.)
+Within a window, samples do not attend to each other. Positions do not restart: RoPE is relative.
+(Only where queries and keys are scaled after it, as ``qk_norm`` does, does a model notice where in
+the window a sample lies.)
 
 What item ``i`` of the stream holds depends on the seed and ``i`` alone, so that a resumed run
 goes on with the same data, and each rank takes its rows of the same global batch.

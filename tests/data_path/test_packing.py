@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from afm_mlx.data.bins import best_fit
+from afm_mlx.data.bins import best_fit, fewest, spread
 from afm_mlx.data.packing import Batches, Windows, join, pack
 from afm_mlx.data.tokens import TokenStore
 from afm_mlx.errors import InputError
@@ -118,6 +118,26 @@ def test_best_fit_is_that_of_the_textbook(seed: int) -> None:
     bins, left = best_fit(sizes, window)
     assert sorted(left.tolist()) == sorted(rooms)
     np.testing.assert_array_equal(np.bincount(bins, sizes, len(left)), window - left)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_an_even_spread_never_runs_over_and_never_needs_more(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    window = int(rng.integers(60, 400))
+    sizes = np.sort(rng.integers(window // 9, window // 5, 200))[::-1]
+    for bins, left in (best_fit(sizes, window), fewest(sizes, window)):
+        np.testing.assert_array_equal(np.bincount(bins, sizes, len(left)), window - left)
+        assert left.min() >= 0
+    needed = -(-int(sizes.sum()) // window)
+    assert needed <= len(left) <= len(best_fit(sizes, window)[1])
+    assert spread(sizes, window, needed - 1) is None
+
+
+def test_a_few_like_samples_fill_their_windows() -> None:
+    # Best fit leaves 3.3 % of these windows empty: six samples and a bit would fit into each.
+    sizes = np.sort(np.random.default_rng(0).integers(60, 128, 418))[::-1]
+    assert len(best_fit(sizes, 572)[1]) == 72 and len(fewest(sizes, 572)[1]) == 70
+    assert pack(sizes, np.zeros(418, np.bool_), 572).report.padding < 0.01
 
 
 def test_held_out_windows_are_the_last_samples() -> None:
