@@ -73,13 +73,10 @@ class AdapterOptions:
             raise InputError("rank must be at least 1, and scale above 0")
 
 
-TABLES = TrainingOptions(
-    steps=200, batch_size=2, learning_rate=5e-3, weight_decay=0.0, evaluate_every=50, save_every=50
+TRAINING = TrainingOptions(
+    steps=200, batch_size=2, learning_rate=1e-3, weight_decay=0.0, evaluate_every=50, save_every=50
 )
-GRIDS = replace(TABLES, learning_rate=1e-3)
-ADAPTER = replace(TABLES, learning_rate=1e-3)
-"""Training of palettes' tables, of affine scales, and of the adapter, unless told otherwise; a
-scale serves a few dozen weights, a table thousands, so scales' gradients are noisier."""
+"""Training of tables or scales, and of the adapter, unless told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +88,7 @@ class Recovery:
     revision: str | None = None
     data: RecoveryData = field(default_factory=RecoveryData)
     adapter: AdapterOptions = field(default_factory=AdapterOptions)
-    training: TrainingOptions = TABLES
+    training: TrainingOptions = TRAINING
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from afm_mlx.cli.output import Bar, console, errors, print_json, show_table
 from afm_mlx.compare import Compared, CompareOptions, Row
 from afm_mlx.compress import PLAN, Compression, Event, Loaded, Written, compress
 from afm_mlx.distill.cutting import Progress as Asked
-from afm_mlx.quant import plan
 from afm_mlx.quant.quantize import Account, Made, Planned
 from afm_mlx.quant.statistics import Progress
 from afm_mlx.recover import AdapterOptions
@@ -29,11 +28,11 @@ class Command:
     tables: int = 0
     """Then train tables, scales and norms by the model's own answers for so many steps: no bits
     more."""
-    tables_rate: float | None = None
-    """Highest learning rate of that; left out, one for palettes and a lower one for affine."""
+    tables_rate: float = recover.TRAINING.learning_rate
+    """Highest learning rate of that."""
     adapter: int = 0
     """Then train a recovery adapter for so many steps, into OUT/recovery."""
-    adapter_rate: float = recover.ADAPTER.learning_rate
+    adapter_rate: float = recover.TRAINING.learning_rate
     """Highest learning rate of that."""
     rank: int = AdapterOptions.rank
     """Rank of the recovery adapter."""
@@ -76,16 +75,11 @@ def events(command: Command) -> Iterator[Event | recover.Event | compare.Event]:
     data = recover.RecoveryData(options.calibration.data)
     stages: list[tuple[recover.Stage, TrainingOptions, Path]] = []
     if command.tables:
-        form = plan.read(out / PLAN).form
-        tables = replace(
-            recover.GRIDS if form == "affine" else recover.TABLES, steps=command.tables
-        )
-        if command.tables_rate is not None:
-            tables = replace(tables, learning_rate=command.tables_rate)
+        tables = replace(recover.TRAINING, steps=command.tables, learning_rate=command.tables_rate)
         stages.append(("tables", tables, out))
     if command.adapter:
         adapter = replace(
-            recover.ADAPTER, steps=command.adapter, learning_rate=command.adapter_rate
+            recover.TRAINING, steps=command.adapter, learning_rate=command.adapter_rate
         )
         stages.append(("adapter", adapter, out / recover.RECOVERY))
     for stage, training, folder in stages:

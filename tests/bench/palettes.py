@@ -29,7 +29,7 @@ from afm_mlx.quant import calibration
 from afm_mlx.quant.layers import low_bit_layers, make_ready
 from afm_mlx.quant.quantize import TargetOptions
 from afm_mlx.quant.variants import FormatOptions
-from afm_mlx.recover import GRIDS, TABLES, Recovered, Recovery, RecoveryData, read_windows, recover
+from afm_mlx.recover import TRAINING, Recovered, Recovery, RecoveryData, read_windows, recover
 
 import mlx.core as mx
 import mlx.optimizers as optim
@@ -143,8 +143,7 @@ class Bench:
         done = work / f"done-{self.options.steps}"
         if not done.exists():
             list(compress(made))
-            rates = {"palette": TABLES, "affine": GRIDS}
-            training = replace(rates[form], steps=self.options.steps)
+            training = replace(TRAINING, steps=self.options.steps)
             given = Recovery(made.out, self.model, training=training)
             for event in recover(given, "tables", Path(made.out), work):
                 if isinstance(event, Recovered):
@@ -191,7 +190,7 @@ class Bench:
     def _dwq(self, small: Model, rate: float) -> None:
         """mlx-lm's trainer on the windows that ours sees; with dense products of the same values,
         since the CPU's quantised ones are too slow to train with."""
-        training = replace(TABLES, steps=self.options.steps)
+        training = replace(TRAINING, steps=self.options.steps)
         work = self.options.folder / "palette-work"
         _, windows = read_windows(RecoveryData(), self.source, work)
         kept, held_out = windows.split(RecoveryData().held_out)

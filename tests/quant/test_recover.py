@@ -13,7 +13,7 @@ from afm_mlx.model import PRESETS, Model
 from afm_mlx.quant.calibration import CalibrationOptions
 from afm_mlx.quant.quantize import TargetOptions
 from afm_mlx.quant.variants import FormatOptions
-from afm_mlx.recover import ADAPTER, TABLES, Recovered, Recovery, RecoveryData, recover
+from afm_mlx.recover import TRAINING, Recovered, Recovery, RecoveryData, recover
 from tests.conftest import random_model, tiny_tokenizer
 
 import mlx.core as mx
@@ -52,7 +52,7 @@ def recovery(folder: Path, form: str) -> Recovery:
         str(folder / "source"),
         None,
         RecoveryData(data=(str(folder / "text.txt"),), window=64, held_out=0.1),
-        training=replace(TABLES, steps=24, learning_rate=5e-3, evaluate_every=12),
+        training=replace(TRAINING, steps=24, learning_rate=5e-3, evaluate_every=12),
     )
 
 
@@ -91,7 +91,7 @@ def test_tables_come_closer_at_the_same_size(folder: Path, tmp_path: Path, form:
 
 
 def test_adapter_comes_closer_and_loads_in_mlx_lm(folder: Path, tmp_path: Path) -> None:
-    given = replace(recovery(folder, "palette"), training=replace(ADAPTER, steps=24))
+    given = replace(recovery(folder, "palette"), training=replace(TRAINING, steps=24))
     found = run(given, "adapter", tmp_path / "adapter", tmp_path / "work")
     assert found.after["kl"] < 0.9 * found.before["kl"]
     source = checkpoint.load(str(folder / "source")).model
@@ -119,7 +119,7 @@ def test_broken_recovery_goes_on_to_the_same_end(folder: Path, tmp_path: Path) -
 
 def test_runs_that_share_a_work_folder_do_not_mix(folder: Path, tmp_path: Path) -> None:
     # Saves that no model was named in were taken up by the next model's run.
-    first = replace(recovery(folder, "palette"), training=replace(ADAPTER, steps=6))
+    first = replace(recovery(folder, "palette"), training=replace(TRAINING, steps=6))
     second = replace(first, model=str(folder / "affine"))
     work = tmp_path / "work"
     run(first, "adapter", tmp_path / "a", work)
