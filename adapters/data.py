@@ -1,9 +1,9 @@
 """Samples for an adapter: read, tokenised once, split by sample, packed with hardly any padding.
 
 All but the split and the choice of the window is :mod:`afm_mlx.data`'s. Conversations are never
-cut, since their answers stand at the end: longer ones are left out, and counted. The window is
-the smallest in which the others pack with at most :data:`PADDING` of it empty, since attention
-costs more in larger ones.
+cut, since their answers stand at the end: longer ones are left out, and counted. What they begin
+with alike stands in a window once. Of the windows in which they pack with at most :data:`PADDING`
+empty, the one is taken that costs least: larger ones share more, and attention costs more.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from afm_mlx.data.packing import Batches, Windows, join, pack
+from afm_mlx.data.beginnings import Beginnings, beginnings, no_beginnings
+from afm_mlx.data.packing import Batches, Windows, join, pack_after
 from afm_mlx.data.sources import Source, read
 from afm_mlx.data.tokens import TokenStore, cache_key, tokenize
 from afm_mlx.errors import InputError
@@ -25,6 +26,8 @@ PADDING = 0.02
 """Share of all positions that may stay empty, if there is a window for it."""
 STEP = 8
 """Windows are multiples of it."""
+ATTENTION = 1100
+"""Positions of a window at which attention costs as much as all else: embedded model, CPU."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,8 @@ class DataReport:
         bad: one line for each that cannot be used, and was skipped, in all files.
         too_long: conversations longer than the window allowed, left out, in all files.
         samples, held_out: how many are trained on and looked at.
-        tokens, learnt: positions to train on, and how many of them predict something that counts.
+        tokens, learnt: of the samples to train on, and how many of them count.
+        shared: tokens of the beginnings that samples share, each once.
         longest: tokens of the longest sample.
         window, padding: positions of a window, and the share of all that stays empty.
     """
@@ -66,6 +70,7 @@ class DataReport:
     held_out: int
     tokens: int
     learnt: int
+    shared: int
     longest: int
     window: int
     padding: float
@@ -121,11 +126,12 @@ def prepare(
         key, long = f"{key} {other}", long + more
     elif options.held_out:
         taught, watched = _split(taught, options.held_out, seed)
-    window = best_window(taught, most, samples)
+    shared = [_shared(part, samples, most) for part in (taught, watched) if part is not None]
+    window = best_window(taught, most, samples, shared[0])
+    packed = [Windows.of(taught, window, shared[0])]
     if watched is not None:
-        whole = watched.lengths[~watched.splittable]
-        window = max(window, _up(int(whole.max(initial=0)), most))
-    packed = [Windows.of(part, window) for part in (taught, watched) if part is not None]
+        window = max(window, _least(watched, shared[1], most))
+        packed = [Windows.of(taught, window, shared[0]), Windows.of(watched, window, shared[1])]
     train, *held_out = join(packed).per_source  # no two windows share a number
     report = train.reports[0]
     learnt = int(taught.learn.sum()) - int(taught.learn[taught.offsets[:-1]].sum())
@@ -135,35 +141,48 @@ def prepare(
         too_long=long,
         samples=len(taught),
         held_out=0 if watched is None else len(watched),
-        tokens=report.tokens,
+        tokens=taught.num_tokens,
         learnt=learnt,
+        shared=shared[0].positions,
         longest=int(taught.lengths.max()),
         window=window,
         padding=report.padding,
     )
-    key = f"{key} {options.held_out} {seed} {window}"
+    key = f"{key} {options.held_out} {seed} {window} {shared[0].positions}"
     return Lessons(key, train, held_out[0] if held_out else None, found)
 
 
-def best_window(store: TokenStore, most: int, samples: int = 4) -> int:
-    """The smallest window, up to ``most``, that pads at most :data:`PADDING`; or the one that
-    pads least. It holds the longest sample, and on average no more than ``samples``."""
-    whole = store.lengths[~store.splittable]
-    longest = int(whole.max() if len(whole) else store.lengths.max())
-    first = _up(longest, most)
-    last = min(max(first, int(samples * store.lengths.mean()) + STEP), most)
-    least = 1.0, first
+def best_window(
+    store: TokenStore, most: int, samples: int = 4, shared: Beginnings | None = None
+) -> int:
+    """The window, up to ``most``, that costs least and pads at most :data:`PADDING`; or the one
+    that pads least. It holds the longest sample, and on average no more than ``samples``."""
+    shared = shared or no_beginnings(store)
+    first = _least(store, shared, most)
+    rest = store.lengths - shared.lengths[shared.of]
+    last = min(max(first, int(samples * rest.mean()) + shared.positions + STEP), most)
+    found = []
     for window in range(first, last + 1, STEP):
-        padding = pack(store.lengths, store.splittable, window).report.padding
-        if padding <= PADDING:
-            return window
-        least = min(least, (padding, window))
-    return least[1]
+        report = pack_after(store, window, shared).report
+        cost = report.windows * window * (ATTENTION + window)
+        found.append((max(report.padding, PADDING), cost, window))
+    return min(found)[2]
 
 
-def _up(tokens: int, most: int) -> int:
-    """The smallest window for a sample of ``tokens``."""
-    return min(max(-(-tokens // STEP), 1) * STEP, most)
+def _least(store: TokenStore, shared: Beginnings, most: int) -> int:
+    """The smallest window that holds the longest conversation, or text if there is none."""
+    rest = store.lengths - shared.lengths[shared.of] + shared.positions
+    whole = rest[~store.splittable]
+    longest = int(whole.max() if len(whole) else rest.max())
+    return min(max(-(-longest // STEP), 1) * STEP, most)
+
+
+def _shared(store: TokenStore, samples: int, most: int) -> Beginnings:
+    """What samples begin with alike, if the longest one fits beside it."""
+    shared = beginnings(store, samples)
+    whole = (store.lengths - shared.lengths[shared.of])[~store.splittable]
+    fits = whole.max(initial=0) + shared.positions <= most
+    return shared if fits else no_beginnings(store)
 
 
 def _tokens(

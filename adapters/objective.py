@@ -47,7 +47,7 @@ class Answers:
     def inputs(self, batch: Batch) -> list[mx.array]:
         """What :meth:`loss` takes.
 
-        Tokens and segments ``[B, L]``; where something is predicted, counted through all rows
+        Tokens, segments, parents ``[B, L]``; where something is predicted, counted through all rows
         ``[N]``, the labels there, and which of these are real; and, if the lowest layers are
         frozen, what they say ``[B, L, D]``.
         """
@@ -56,19 +56,24 @@ class Answers:
         real = np.arange(size) < len(at)
         at = np.resize(at, size) if len(at) else np.zeros(size, np.int64)
         labels = batch.labels.reshape(-1)[at]
-        given = [batch.tokens, batch.segments, at.astype(np.int32), labels, real.astype(np.float32)]
-        made = [mx.array(x) for x in given]
+        given = [batch.tokens, batch.segments, _parents(batch), at.astype(np.int32), labels]
+        made = [mx.array(x) for x in (*given, real.astype(np.float32))]
         if self.first:
             rows = range(len(batch.tokens))
             made.append(mx.concatenate([self._below(batch, row) for row in rows]))
         return made
 
     def hidden(
-        self, tokens: mx.array, segments: mx.array, at: mx.array, *states: mx.array
+        self,
+        tokens: mx.array,
+        segments: mx.array,
+        parents: mx.array,
+        at: mx.array,
+        *states: mx.array,
     ) -> mx.array:
         """What the head is applied to, ``[N, D]``."""
         decoder = self.model.model
-        cache: list[Any] = [PackedCache(segments)] * len(decoder.layers)
+        cache: list[Any] = [PackedCache(segments, parents)] * len(decoder.layers)
         if states:
             hidden = _above(decoder, self.first)(tokens, cache[self.first :], states[0])
         else:
@@ -79,13 +84,14 @@ class Answers:
         self,
         tokens: mx.array,
         segments: mx.array,
+        parents: mx.array,
         at: mx.array,
         labels: mx.array,
         real: mx.array,
         *states: mx.array,
     ) -> tuple[mx.array, mx.array, dict[str, mx.array]]:
         """The loss of :meth:`inputs`."""
-        hidden = self.hidden(tokens, segments, at, *states)
+        hidden = self.hidden(tokens, segments, parents, at, *states)
         head = self.model.head_weight
         (total,) = chunked_sum(_loss, hidden, head, [labels, real], ROWS, self.train_head)
         return total, mx.sum(real), {}
@@ -99,14 +105,20 @@ class Answers:
         if window in self._kept:
             return self._kept[window]
         seen: list[mx.array] = []
-        cache: list[Any] = [PackedCache(batch.segments[row : row + 1])] * len(self.model.layers)
-        self.model.model(mx.array(batch.tokens[row : row + 1]), cache, seen=seen)
+        one = slice(row, row + 1)
+        packed = PackedCache(batch.segments[one], _parents(batch)[one])
+        cache: list[Any] = [packed] * len(self.model.layers)
+        self.model.model(mx.array(batch.tokens[one]), cache, seen=seen)
         state = mx.stop_gradient(seen[self.first])
         mx.eval(state)  # the layers above are never computed
         if state.nbytes <= self._room:
             self._room -= state.nbytes
             self._kept[window] = state
         return state
+
+
+def _parents(batch: Batch) -> Any:
+    return batch.segments if batch.parents is None else batch.parents
 
 
 def _loss(
@@ -140,8 +152,8 @@ class HeldOut:
         weight = self.answers.model.head_weight
         for number in np.concatenate(self.windows.numbers).tolist():
             inputs = self.answers.inputs(self.windows.batch([number]))
-            tokens, segments, at, labels, real, *states = inputs
-            hidden = self.answers.hidden(tokens, segments, at, *states)
+            tokens, segments, parents, at, labels, real, *states = inputs
+            hidden = self.answers.hidden(tokens, segments, parents, at, *states)
             found = plain_sum(_judged, hidden, weight, [labels, real], ROWS)
             sums += [float(np.array(x)) for x in found]
         loss, accuracy = (sums[:2] / max(sums[2], 1)).tolist()

@@ -251,7 +251,7 @@ class Attention(nn.Module):
         b, n, _ = x.shape
         keys = self.k_proj(x).reshape(b, n, self.num_kv_heads, -1).transpose(0, 2, 1, 3)
         values = self.v_proj(x).reshape(b, n, self.num_kv_heads, -1).transpose(0, 2, 1, 3)
-        keys = self.rope(keys, offset=offset)
+        keys = _rotated(self.rope, keys, offset)
         if self.qk_norm:
             keys = self.k_norm(keys)
         return (keys, values) if cache is None else cache.update_and_fetch(keys, values)
@@ -260,7 +260,7 @@ class Attention(nn.Module):
         """What all heads read, side by side: ``[B, L, num_heads * head_dim]``."""
         b, n, _ = x.shape
         queries = self.q_proj(x).reshape(b, n, self.num_heads, -1).transpose(0, 2, 1, 3)
-        queries = self.rope(queries, offset=offset)
+        queries = _rotated(self.rope, queries, offset)
         if self.qk_norm:
             queries = self.q_norm(queries)
         out = attention(queries, *kv, cache=cache, scale=self.scale, mask=mask)
@@ -268,6 +268,23 @@ class Attention(nn.Module):
 
     def __call__(self, x: mx.array, kv: KV, mask: Any, cache: Any, offset: Any) -> mx.array:
         return self.o_proj(self.heads(x, kv, mask, cache, offset))
+
+
+def _rotated(rope: nn.Module, x: mx.array, offset: Any) -> mx.array:
+    """RoPE of ``x`` ``[B, H, L, head_dim]``; ``offset`` is the position of the first token, one for
+    all rows or ``[B]``, or of every token ``[B, L]``."""
+    if not isinstance(offset, mx.array) or offset.ndim < 2:
+        turned: mx.array = rope(x, offset=offset)
+        return turned
+    b, heads, n, dim = x.shape
+    rows = x.swapaxes(1, 2).reshape(b * n, heads, 1, dim)
+    return rope(rows, offset=offset.reshape(-1)).reshape(b, n, heads, dim).swapaxes(1, 2)
+
+
+def _after(offset: Any, skipped: int) -> Any:
+    """The ``offset`` of what is left without the first tokens."""
+    each = isinstance(offset, mx.array) and offset.ndim > 1
+    return offset[:, skipped:] if each else offset + skipped
 
 
 class MLP(nn.Module):
@@ -314,7 +331,7 @@ class TransformerBlock(nn.Module):
             mask = mask[..., skipped:, :] if isinstance(mask, mx.array) else mask
         if isinstance(mask, str) and h.shape[1] == 1:
             mask = None  # the last query sees all keys
-        h = h + self.self_attn(x, kv, mask, cache, offset + skipped)
+        h = h + self.self_attn(x, kv, mask, cache, _after(offset, skipped))
         return h + self.mlp(self.post_attention_layernorm(h)), kv
 
 
@@ -359,7 +376,7 @@ class Decoder(nn.Module):
             mask = mask[..., skipped:, :]
         for layer in self.layers[self.num_regular :]:
             _note(seen, h)
-            h, _ = run(layer, h, mask, shared, offset + skipped, kv)
+            h, _ = run(layer, h, mask, shared, _after(offset, skipped), kv)
         return self.norm(h)
 
 

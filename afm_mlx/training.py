@@ -396,4 +396,10 @@ def _keep_less(model: nn.Module, checkpointing: bool) -> None:
 
 def take(batch: Batch, rows: slice) -> Batch:
     """Some rows of a batch."""
-    return Batch(batch.tokens[rows], batch.segments[rows], batch.learn[rows], batch.window[rows])
+    return Batch(
+        batch.tokens[rows],
+        batch.segments[rows],
+        batch.learn[rows],
+        batch.window[rows],
+        None if batch.parents is None else batch.parents[rows],
+    )

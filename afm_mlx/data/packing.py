@@ -6,7 +6,8 @@ they leave, then windows of their own, and are cut where a window ends; the rest
 last token before the cut, so that every token but the first of a text is predicted exactly once.
 Within a window, samples do not attend to each other. Positions do not restart: RoPE is relative.
 (Only where queries and keys are scaled after it, as ``qk_norm`` does, does a model notice where in
-the window a sample lies.)
+the window a sample lies.) Samples that begin alike, as all requests of a feature do, may share
+that beginning: it stands in a window once, before them, and each goes on from it.
 
 What item ``i`` of the stream holds depends on the seed and ``i`` alone, so that a resumed run
 goes on with the same data, and each rank takes its rows of the same global batch.
@@ -17,6 +18,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
+from afm_mlx.data.beginnings import Beginnings, no_beginnings
 from afm_mlx.data.bins import fewest, fill
 from afm_mlx.data.tokens import TokenStore
 from afm_mlx.errors import InputError
@@ -50,8 +52,9 @@ class PackingReport:
 class Packing:
     """Windows made of pieces of samples.
 
-    Window ``w`` holds the pieces ``first[w]`` to ``first[w + 1]`` in this order; a piece is
-    the tokens ``start`` to ``stop`` of ``sample``. All arrays are int64.
+    Window ``w`` holds the pieces ``first[w]`` to ``first[w + 1]`` in this order, after ``shared``
+    positions for beginnings; a piece is the tokens ``start`` to ``stop`` of ``sample``. All
+    arrays are int64.
     """
 
     first: Array
@@ -59,12 +62,13 @@ class Packing:
     start: Array
     stop: Array
     report: PackingReport
+    shared: int = 0
 
     @cached_property
     def tokens(self) -> Array:
         """Positions in use of each window."""
         ends = np.concatenate([[0], np.cumsum(self.stop - self.start)])
-        return np.diff(ends[self.first])
+        return np.diff(ends[self.first]) + self.shared
 
 
 def pack(lengths: Array, splittable: Array, window: int) -> Packing:
@@ -103,6 +107,21 @@ def pack(lengths: Array, splittable: Array, window: int) -> Packing:
     )
 
 
+def pack_after(store: TokenStore, window: int, shared: Beginnings) -> Packing:
+    """Pack the samples of ``store`` into windows that each begin with what samples share."""
+    cut, room = shared.lengths[shared.of], shared.positions
+    found = pack(store.lengths - cut, store.splittable, window - room)
+    tokens, windows = found.report.tokens + found.report.windows * room, found.report.windows
+    padding = 1 - tokens / (windows * window) if windows else 0.0
+    return replace(
+        found,
+        start=found.start + cut[found.sample],
+        stop=found.stop + cut[found.sample],
+        report=replace(found.report, tokens=tokens, padding=padding),
+        shared=room,
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class Batch:
     """Windows ready for a model; ``B`` windows of ``L`` positions.
@@ -110,14 +129,18 @@ class Batch:
     Attributes:
         tokens: int32 ``[B, L]``.
         segments: int32 ``[B, L]``, the number of the sample in its window from 1; 0 is padding.
+            Beginnings that samples share are numbered with them.
         learn: bool ``[B, L]``, whether predicting ``tokens[b, t + 1]`` at position ``t`` counts.
         window: int64 ``[B]``, stable number of each window over all sources.
+        parents: int32 ``[B, L]``, the number of the beginning that a sample goes on from, or
+            its own; left out where nothing is shared.
     """
 
     tokens: Array
     segments: Array
     learn: Array
     window: Array
+    parents: Array | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -138,6 +161,7 @@ class Windows:
 
     Attributes:
         size: positions of a window.
+        shared: for each source, the beginnings that its samples share.
         numbers: for each source, the numbers of the windows that are in here; :meth:`split`
             and :attr:`per_source` leave some out.
     """
@@ -145,15 +169,17 @@ class Windows:
     size: int
     stores: tuple[TokenStore, ...]
     packings: tuple[Packing, ...]
+    shared: tuple[Beginnings, ...]
     numbers: tuple[Array, ...]
 
     @classmethod
-    def of(cls, store: TokenStore, size: int) -> "Windows":
+    def of(cls, store: TokenStore, size: int, shared: Beginnings | None = None) -> "Windows":
         """Pack the samples of ``store`` into windows of ``size`` positions."""
-        packing = pack(store.lengths, store.splittable, size)
+        shared = shared or no_beginnings(store)
+        packing = pack_after(store, size, shared)
         if not packing.report.windows:
             raise InputError("no sample has two tokens, so nothing can be predicted: give more")
-        return cls(size, (store,), (packing,), (np.arange(packing.report.windows),))
+        return cls(size, (store,), (packing,), (shared,), (np.arange(packing.report.windows),))
 
     def __len__(self) -> int:
         return sum(map(len, self.numbers))
@@ -220,23 +246,27 @@ class Windows:
                 " other data"
             )
         shape = len(window), self.size
-        tokens, segments = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+        tokens, segments, parents = (np.zeros(shape, np.int32) for _ in range(3))
         wanted, learn = np.zeros(shape, np.bool_), np.zeros(shape, np.bool_)
         for row, number in enumerate(window.tolist()):
             source = int(np.searchsorted(self._first, number, "right")) - 1
             store, packing = self.stores[source], self.packings[source]
-            local, column = number - int(self._first[source]), 0
+            shared, local = self.shared[source], number - int(self._first[source])
+            tokens[row, : packing.shared] = shared.tokens
+            segments[row, : packing.shared] = parents[row, : packing.shared] = shared.numbers
+            column, common = packing.shared, len(shared.lengths) - 1
             begin, end = packing.first[local], packing.first[local + 1]
-            for segment, piece in enumerate(range(begin, end), 1):
-                offset = store.offsets[packing.sample[piece]]
+            for segment, piece in enumerate(range(begin, end), common + 1):
+                sample = packing.sample[piece]
+                offset = store.offsets[sample]
                 span = slice(offset + packing.start[piece], offset + packing.stop[piece])
                 to = slice(column, column + span.stop - span.start)
                 tokens[row, to], wanted[row, to] = store.tokens[span], store.learn[span]
-                segments[row, to] = segment
+                segments[row, to], parents[row, to] = segment, shared.of[sample] or segment
                 column = to.stop
         same = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
         learn[:, :-1] = wanted[:, 1:] & same
-        return Batch(tokens, segments, learn, window)
+        return Batch(tokens, segments, learn, window, parents)
 
 
 def join(parts: Sequence[Windows]) -> Windows:
@@ -251,7 +281,8 @@ def join(parts: Sequence[Windows]) -> Windows:
         first += int(part._first[-1])
     stores = tuple(s for part in parts for s in part.stores)
     packings = tuple(p for part in parts for p in part.packings)
-    return Windows(sizes.pop(), stores, packings, tuple(numbers))
+    shared = tuple(s for part in parts for s in part.shared)
+    return Windows(sizes.pop(), stores, packings, shared, tuple(numbers))
 
 
 class Batches:
@@ -354,29 +385,35 @@ def _block(seed: int, counts: tuple[int, ...], block: int) -> tuple[Array, Array
     return sources, ranks
 
 
-def mask(segments: Array | mx.array) -> mx.array:
-    """Bool ``[B, 1, L, L]``: who may attend to whom, by ``segments`` ``[B, L]``.
+def mask(segments: Array | mx.array, parents: Array | mx.array | None = None) -> mx.array:
+    """Bool ``[B, 1, L, L]``: who may attend to whom, by ``segments`` and ``parents`` ``[B, L]``.
 
-    Causal within a sample; padding attends to itself alone, so that its softmax stays finite.
+    Causal within a sample and the beginning it goes on from; padding attends to itself alone,
+    so that its softmax stays finite.
     """
     s = mx.array(segments)
     position = mx.arange(s.shape[1])
-    same = (s[:, :, None] == s[:, None, :]) & (s[:, :, None] > 0)
+    seen = s[:, :, None] == s[:, None, :]
+    if parents is not None:
+        seen = seen | (mx.array(parents)[:, :, None] == s[:, None, :])
     causal = position[:, None] >= position
-    return ((same & causal) | (position[:, None] == position))[:, None]
+    return ((seen & (s[:, :, None] > 0) & causal) | (position[:, None] == position))[:, None]
 
 
 class PackedCache:
     """Stands in for a KV cache, so that any mlx-lm model attends within samples only.
 
     ``model(tokens, cache=[PackedCache(segments)] * len(model.layers))``: nothing is stored,
-    and the model gets its mask here (``mlx_lm.models.base.create_attention_mask``).
+    and the model gets its mask here (``mlx_lm.models.base.create_attention_mask``). With
+    ``parents``, ``offset`` is the position of every token in its sample, ``[B, L]``: that takes
+    our own model (:mod:`afm_mlx.model`).
     """
 
-    offset = 0
-
-    def __init__(self, segments: Array | mx.array) -> None:
-        self._mask = mask(segments)
+    def __init__(self, segments: Array | mx.array, parents: Array | mx.array | None = None) -> None:
+        self._mask = mask(segments, parents)
+        self.offset: int | mx.array = 0
+        if parents is not None:  # as many as are seen before it
+            self.offset = mx.sum(self._mask[:, 0], axis=-1) - 1
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         return keys, values
