@@ -193,7 +193,7 @@ class _Run:
             base.tokenizer,
             work / "tokens",
             base.model.args.max_position_embeddings,
-            given.batch_size,
+            max(given.batch_size // self.size, 1),
             given.seed,
         )
         self.id = self._identity(start)

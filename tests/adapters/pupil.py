@@ -28,7 +28,7 @@ STEPS = AdapterSteps(
     steps=9, epochs=99, learning_rate=5e-3, evaluate_every=3, save_every=2, patience=0
 )
 TRAINING = AdapterTraining(
-    "notes", lora=LoRAOptions(rank=4), training=STEPS, data=DataOptions(held_out=0.2)
+    "notes", lora=LoRAOptions(rank=4), training=STEPS, data=DataOptions(held_out=0.2, window=112)
 )
 
 
@@ -46,7 +46,7 @@ def rows(count: int = 30) -> list[Any]:
     return [
         {
             "messages": [
-                {"role": "user", "content": f"Box {i}?{'!' * (7 * i % 19)}"},
+                {"role": "user", "content": f"What is box {i}?{'!' * (7 * i % 19)}"},
                 {"role": "assistant", "content": f"It is {COLOURS[i % len(COLOURS)]}."},
             ]
         }

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from afm_mlx.adapters.data import PADDING, DataOptions, Lessons, best_window, prepare
+from afm_mlx.adapters.data import ATTENTION, PADDING, DataOptions, Lessons, best_window, prepare
 from afm_mlx.data.packing import Windows, pack
 from afm_mlx.data.tokens import TokenStore
 from afm_mlx.errors import InputError
@@ -27,8 +27,11 @@ def texts(windows: Windows) -> list[str]:
     found = []
     for number in np.concatenate(windows.numbers).tolist():
         batch = windows.batch([number])
-        for segment in range(1, batch.segments.max() + 1):
-            ids = batch.tokens[batch.segments == segment]
+        assert batch.parents is not None
+        learning = set(batch.segments[batch.learn].tolist())
+        for segment in sorted(learning):
+            own = batch.segments == segment
+            ids = batch.tokens[own | (batch.segments == batch.parents[own][0])]
             found.append(tiny_tokenizer().decode(ids.tolist()))
     return sorted(found)
 
@@ -140,19 +143,61 @@ def test_padding_stays_below_two_percent(tmp_path: Path) -> None:
     assert found.batches(4, seed=0, processes=2).batch_size % 2 == 0
 
 
-def test_window_is_the_smallest_that_packs_well() -> None:
+def test_window_is_the_cheapest_that_packs_well() -> None:
     rng = np.random.default_rng(1)
     given = store(rng.integers(65, 129, 300).tolist())
     window = best_window(given, 1024)
-    paddings = {
-        w: pack(given.lengths, given.splittable, w).report.padding for w in range(128, 513, 8)
-    }
-    assert window == min(w for w, padding in paddings.items() if padding <= PADDING)
-    assert paddings[128] > 0.2  # rows of one sample each
+    reports = {w: pack(given.lengths, given.splittable, w).report for w in range(128, 400, 8)}
+    costs = {w: r.windows * w * (ATTENTION + w) for w, r in reports.items() if r.padding <= PADDING}
+    assert window == min(costs, key=costs.__getitem__)
+    assert reports[128].padding > 0.2  # rows of one sample each
     # Few samples can leave no choice; a window never holds more than a step.
     assert best_window(store([100, 100, 100]), 1024) in range(104, 408)
     assert best_window(store([50] * 54), 1024, samples=2) <= 112
     assert best_window(store([700]), 512) == 512
+
+
+TASKS = ["Say what colour the box has.", "Is this box full? Say yes or no."]
+
+
+def asked(count: int, tasks: Sequence[str] = TASKS) -> list[Any]:
+    return [
+        {
+            "messages": [
+                {"role": "system", "content": tasks[i % len(tasks)]},
+                {"role": "user", "content": f"Box {i}?{'!' * (7 * i % 19)}"},
+                {"role": "assistant", "content": ["Red.", "no"][i % 2]},
+            ]
+        }
+        for i in range(count)
+    ]
+
+
+def test_instructions_stand_in_a_window_once(tmp_path: Path) -> None:
+    found = read(tmp_path, asked(40), samples=8)
+    whole = [f"{s}" for s in texts(found.train)]
+    assert len(whole) == 40 and all(sum(task in s for task in TASKS) == 1 for s in whole)
+    for number in found.train.numbers[0].tolist():
+        batch = found.train.batch([number])
+        window = tiny_tokenizer().decode(batch.tokens[batch.segments > 0].tolist())
+        assert [window.count(task) for task in TASKS] == [1, 1]
+        assert not batch.learn[batch.segments <= 2].any()
+    positions = len(found.train) * found.report.window
+    assert found.report.tokens > 1.3 * positions
+    assert sum(map(len, TASKS)) < found.report.shared < sum(map(len, TASKS)) + 80
+
+
+def test_what_few_begin_with_is_not_shared(tmp_path: Path) -> None:
+    """Every window would hold it for nothing."""
+    many = [f"{i}: what is in this box of mine?" for i in range(40)]
+    assert read(tmp_path, asked(40, many), samples=8).report.shared == 0
+    (tmp_path / "two").mkdir()
+    assert read(tmp_path / "two", asked(40), samples=1).report.shared == 0
+    # Answers to one and the same prompt: of it all is shared but the last token.
+    (tmp_path / "one").mkdir()
+    given = [{"prompt": "Name some colour!", "completion": c} for c in ("Red", "Blue") * 9]
+    same = read(tmp_path / "one", given, samples=8)
+    assert len(texts(same.train)) == 18 and same.report.shared > len("Name some colour!")
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from afm_mlx.model import PRESETS
 from afm_mlx.quant.calibration import CalibrationOptions
 from afm_mlx.quant.quantize import TargetOptions
 from afm_mlx.quant.variants import FormatOptions
-from afm_mlx.recover import ADAPTER, Recovery, RecoveryData, recover
+from afm_mlx.recover import TRAINING, Recovery, RecoveryData, recover
 from afm_mlx.session import LanguageModelSession
 from tests.adapters.made import random_adapter
 from tests.conftest import random_model, tiny_checkpoint, tiny_tokenizer
@@ -300,7 +300,7 @@ def test_recovery_adapter_as_recovery_writes_it(tmp_path: Path) -> None:
         small,
         source,
         data=RecoveryData(data=(data,), window=64, held_out=0.2),
-        training=replace(ADAPTER, steps=6, evaluate_every=6),
+        training=replace(TRAINING, steps=6, evaluate_every=6),
     )
     list(recover(given, "adapter", tmp_path / "small" / RECOVERY, tmp_path / "work"))
     theirs = checkpoint.load(small)

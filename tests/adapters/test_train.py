@@ -113,11 +113,13 @@ def test_loss_and_gradients_are_those_of_mlx_lm(lessons: Lessons) -> None:
     randomized(model)
     other.load_weights(list(lora.taken(model).items()), strict=False)
 
-    samples = [
-        (row.tokens[row.segments == s], row.learn[row.segments == s])
-        for row in (batch_row(batch, i) for i in range(len(batch.tokens)))
-        for s in range(1, row.segments.max() + 1)
-    ]
+    assert np.any(batch.parents != batch.segments), "samples must share their beginning"
+    samples = []
+    for row in (batch_row(batch, i) for i in range(len(batch.tokens))):
+        for parent, s in sorted(set(zip(row.parents, row.segments, strict=True)) - {(0, 0)}):
+            own = (row.segments == s) | (row.segments == parent)
+            if row.learn[own].any():
+                samples.append((row.tokens[own], row.learn[own]))
     tokens = np.zeros((len(samples), 1 + max(len(t) for t, _ in samples)), np.int32)
     spans = []
     for row, (ids, learn) in enumerate(samples):
@@ -138,16 +140,18 @@ def test_loss_and_gradients_are_those_of_mlx_lm(lessons: Lessons) -> None:
 
 
 def batch_row(batch: Any, i: int) -> Any:
-    return type(batch)(*(getattr(batch, n)[i] for n in ("tokens", "segments", "learn", "window")))
+    return type(batch)(
+        *(getattr(batch, n)[i] for n in ("tokens", "segments", "learn", "window", "parents"))
+    )
 
 
 def test_only_positions_with_a_loss_reach_the_head(lessons: Lessons) -> None:
     model = random_model(pupil.ARGS)
     lora.prepare(model, LoRAOptions(4))
     batch = lessons.train.batch(lessons.train.numbers[0][:3])
-    tokens, segments, at, labels, real = Answers(model).inputs(batch)
+    tokens, segments, parents, at, labels, real = Answers(model).inputs(batch)
     count = int(batch.learn.sum())
-    hidden = Answers(model).hidden(tokens, segments, at)
+    hidden = Answers(model).hidden(tokens, segments, parents, at)
     assert hidden.shape == (-(-count // ROWS) * ROWS, pupil.ARGS.hidden_size)
     assert np.array(real).tolist() == [1.0] * count + [0.0] * (len(labels) - count)
     assert np.array(labels)[:count].tolist() == batch.labels[batch.learn].tolist()
@@ -248,8 +252,10 @@ def test_held_out_figures(lessons: Lessons) -> None:
     losses, right = [], []
     for n in windows.numbers[1].tolist():
         batch = windows.batch([n])
-        for segment in range(1, batch.segments.max() + 1):
+        assert batch.parents is not None
+        for segment in set(batch.segments[batch.learn].tolist()):
             at = batch.segments[0] == segment
+            at = at | (batch.segments[0] == batch.parents[0][at][0])
             logits = model(mx.array(batch.tokens[:, at]))[0]
             losses += np.array(
                 nn.losses.cross_entropy(logits, mx.array(batch.labels[0][at]))

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from afm_mlx.data.beginnings import Beginnings
 from afm_mlx.data.packing import Batch, PackedCache, Windows, mask
 from afm_mlx.data.tokens import TokenStore
 from afm_mlx.model import PRESETS, ModelArgs, named_weights
@@ -114,6 +115,44 @@ def test_gradients_are_those_of_each_sample_alone(kind: str) -> None:
         expected = sum(np.array(part[name], np.float64) for part in parts)
         assert np.abs(expected).max() > 0
         error = np.abs(np.array(value) - expected).max() / np.abs(expected).max()
+        assert error < 1e-4, name
+
+
+@pytest.mark.parametrize("kind", ["ours", "ours with KV reuse", "ours with normed queries"])
+def test_samples_that_share_their_beginning_are_as_alone(kind: str) -> None:
+    """Norms after RoPE notice where a sample lies, so positions must be those of each alone."""
+    model = make_model(kind)
+    rng = np.random.default_rng(2)
+    begins = [rng.integers(3, 259, n).tolist() for n in (20, 17)]
+    samples = [[*begins[i % 2], *rng.integers(3, 259, n)] for i, n in enumerate((9, 30, 14))]
+    samples.append(rng.integers(3, 259, 25).tolist())  # goes on from neither
+    learns = [np.arange(len(s)) >= len(s) - 6 for s in samples]
+    ends = np.cumsum([0, *map(len, samples)])
+    tokens, learn = np.concatenate(samples).astype(np.uint32), np.concatenate(learns)
+    store = TokenStore(tokens, learn, ends, np.zeros(4, np.bool_))
+    shared = Beginnings(np.array(sum(begins, []), np.uint32), np.array([0, 20, 17]),
+                        np.array([1, 2, 1, 0]))  # fmt: skip
+    windows = Windows.of(store, 120, shared)
+    batch = windows.batch([0])
+    assert len(windows) == 1 and batch.parents is not None
+    assert batch.num_tokens == windows.reports[0].tokens == 20 + 17 + 9 + 30 + 14 + 25
+    cache: Any = [PackedCache(batch.segments, batch.parents)] * len(model.layers)
+    gradient = nn.value_and_grad(model, loss)
+    value, together = gradient(model, mx.array(batch.tokens), cache, mx.array(batch.learn))
+    logits = model(mx.array(batch.tokens), cache=cache)[0]
+    total, parts = 0.0, []
+    for place, sample in enumerate(windows.packings[0].sample.tolist(), 3):
+        x = mx.array(np.array([samples[sample]], np.int32))
+        one, part = gradient(model, x, None, mx.array(np.append(learns[sample][1:], False)[None]))
+        total += number(one)
+        parts.append(dict(tree_flatten(part)))
+        own = np.flatnonzero(batch.segments[0] == place)
+        alone = model(x)[0, -len(own) :]
+        assert number(mx.abs(logits[mx.array(own)] - alone).max()) < 1e-4
+    assert number(value) == pytest.approx(total, rel=1e-5)
+    for name, found in dict(tree_flatten(together)).items():
+        expected = sum(np.array(part[name], np.float64) for part in parts)
+        error = np.abs(np.array(found) - expected).max() / np.abs(expected).max()
         assert error < 1e-4, name
 
 
