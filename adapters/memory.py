@@ -27,7 +27,7 @@ TIGHT, FULL = 0.75, 0.95
 # that is at work. Keys and values come on top.
 _KEPT = (4, 3, 3, 1)
 _AT_WORK = (2, 0, 6, 7)
-_LOGITS = 15
+_LOGITS = 6
 """Arrays of the size of the logits of :data:`ROWS` positions at the peak."""
 
 

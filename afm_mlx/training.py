@@ -15,7 +15,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from afm_mlx import parallel
 from afm_mlx.data.packing import Batch
@@ -47,10 +47,23 @@ __all__ = [
     "train",
 ]
 
-Objective = Callable[[Batch], tuple[mx.array, mx.array, Mapping[str, mx.array]]]
-"""A batch to the summed loss, the number of predictions in it, and further sums to show."""
+Figures = tuple[mx.array, mx.array, Mapping[str, mx.array]]
+"""The summed loss of a batch, the number of predictions in it, and further sums to show."""
+Objective = Callable[[Batch], Figures]
 Evaluate = Callable[[], dict[str, float]]
 Tree = Any
+
+
+@runtime_checkable
+class Compilable(Protocol):
+    """An objective whose gradients are compiled whole: its loss needs arrays alone, and computes
+    the same for the same shapes. (Functions compiled by themselves are not, under gradients.)"""
+
+    def inputs(self, batch: Batch) -> list[mx.array]:
+        """What :meth:`loss` takes."""
+
+    def loss(self, *inputs: mx.array) -> Figures:
+        """What the objective is of a batch."""
 
 
 class Deals(Protocol):
@@ -273,14 +286,23 @@ class _Run:
         self.optimizer = make_optimizer(options)
         self.optimizer.init(model.trainable_parameters())
 
-        # It must not know self: as a cycle, all would outlive the run.
-        def loss(parameters: Tree, batch: Batch) -> tuple[mx.array, dict[str, mx.array]]:
+        # Nothing here may know self: as a cycle, all would outlive the run.
+        whole = objective if isinstance(objective, Compilable) else None
+        compute: Any = objective if whole is None else whole.loss
+
+        def loss(parameters: Tree, *given: Any) -> tuple[mx.array, dict[str, mx.array]]:
             model.update(computed(parameters))
-            total, count, parts = objective(batch)
+            total, count, parts = compute(*given)
             total = total.astype(mx.float32)
             return total, {**parts, "loss": mx.stop_gradient(total), "count": count}
 
-        self._gradients: Any = mx.value_and_grad(loss)
+        gradients: Any = mx.value_and_grad(loss)
+        self._inputs: Callable[[Batch], Any] = lambda batch: [batch]
+        if whole is not None:
+            random: Any = mx.random.state
+            gradients = mx.compile(gradients, inputs=random, outputs=random)
+            self._inputs = whole.inputs
+        self._gradients = gradients
 
     def load(self, best: bool = False) -> State | None:
         """The newest save, or the weights of the best one, for all processes."""
@@ -363,7 +385,7 @@ class _Run:
         try:
             for start in range(0, len(batch.tokens), at_once):
                 part = take(batch, slice(start, start + at_once))
-                (_, figures), gradients = self._gradients(parameters, part)
+                (_, figures), gradients = self._gradients(parameters, *self._inputs(part))
                 new = [dict(tree_flatten(gradients)), figures]
                 sums = new if sums is None else tree_map(mx.add, sums, new)
                 del gradients, figures, new  # or they would outlive the next micro-batch
