@@ -146,8 +146,8 @@ class HeldOut:
         self.answers, self.windows = answers, windows
 
     def __call__(self) -> dict[str, float]:
-        """``loss`` in nats a token of the answers, ``perplexity``, and ``accuracy``: the share
-        of these tokens that the model finds likeliest."""
+        """``loss`` in nats a token of the answers, ``perplexity``, ``accuracy``, the share of these
+        tokens that the model finds likeliest, and ``errors``, the share of the others."""
         sums = np.zeros(3)
         weight = self.answers.model.head_weight
         for number in np.concatenate(self.windows.numbers).tolist():
@@ -157,7 +157,13 @@ class HeldOut:
             found = plain_sum(_judged, hidden, weight, [labels, real], ROWS)
             sums += [float(np.array(x)) for x in found]
         loss, accuracy = (sums[:2] / max(sums[2], 1)).tolist()
-        return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "accuracy": accuracy}
+        perplexity = math.exp(min(loss, 700.0))
+        return {
+            "loss": loss,
+            "perplexity": perplexity,
+            "accuracy": accuracy,
+            "errors": 1 - accuracy,
+        }
 
 
 def lowest(model: Model) -> int:

@@ -76,7 +76,7 @@ class Store:
         self._dtype = compute_type(model)
         self._known: dict[str, Listed] = {}
         self._loaded: OrderedDict[str, Loaded] = OrderedDict()
-        self._slots: dict[str, Slot] = {}
+        self._slots: dict[str, Slot] = slots(model)  # others may have left matrices there
         self._rows = mx.zeros((0,), mx.uint32)
         self._identities = count(1)
 
@@ -131,7 +131,7 @@ class Store:
             self.default = BARE
         del self._known[name]
         self._loaded.pop(name, None)
-        self.put(None)
+        self.use(None)
 
     def put(self, name: str | None) -> int:
         """Have the model run with an adapter, the default one for ``None``.

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from afm_mlx import events
 from afm_mlx.adapters import formats, library, lora
@@ -68,6 +68,9 @@ class AdapterSteps(TrainingOptions):
     """Samples in a step, about: whole windows are dealt, and several samples share one."""
     patience: int = 3
     """Stop after so many evaluations without a better one; 0 never stops early."""
+    select: Literal["loss", "errors"] = "loss"
+    """Figure of the held-out samples by which the best step is kept. The loss can rise by a few words
+    that the model is too sure of, while it makes fewer errors."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -218,6 +221,7 @@ class _Run:
             evaluate_every=1,
             save_every=1,
             patience=0,
+            select="loss",
             micro_batch=0,
             gradient_checkpointing=False,
         )
@@ -280,7 +284,7 @@ class _Run:
             self.training,
             self.saves,
             self.look,
-            select="loss",
+            select=self.options.training.select,
             group=self.group,
         ):
             self._note(event)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from afm_mlx.facts import fold
+from afm_mlx.facts import fold, unsupported
 from afm_mlx.features import FEATURES, Proofread
 from afm_mlx.files import write_bytes
 from afm_mlx.packages import SHIPPED
@@ -55,7 +55,7 @@ VERSIONS = {
     "professional": ("text", "friendly"),
     "concise": ("text", "friendly", "professional"),
 }
-"""What a tone is made of: the text, and versions of it that lack nothing."""
+"""What a tone is made of: the text, and versions of it, as far as they lack nothing."""
 ASKED = {
     "friendly": ("make it friendlier", "sound warmer please", "make it friendly"),
     "professional": ("make it more professional", "more formal please", "polite and professional"),
@@ -150,8 +150,15 @@ def samples(package: str, row: Row, draw: random.Random | None = None) -> Iterat
         case tone:
             versions = VERSIONS[tone] if draw is None else (draw.choice(VERSIONS[tone]),)
             for version in versions:
-                if tone != "concise" or _shorter(row[version], row[tone]):
+                shorter = tone != "concise" or _shorter(row[version], row[tone])
+                if shorter and not _lost(row, version, row[tone]):
                     yield Sample(tone, {"text": row[version]}, row[tone])
+
+
+def _lost(row: Row, version: str, answer: str) -> bool:
+    """Whether an answer has something of the text that a version of it leaves out."""
+    lost = (_stems(row["text"]) - _stems(row[version])) & _stems(answer)
+    return len(lost) > 1 or bool(lost and unsupported(answer, row[version]))
 
 
 def _shorter(text: str, concise: str) -> bool:

@@ -42,6 +42,8 @@ _HOUR = re.compile(
     r"\b(?:at|by|till?|until|from|after|before|around|since)\s\d\d?\b(?![:.]\d|\s?[ap]\.?m)",
     re.IGNORECASE,
 )
+_BOUND = re.compile(r"\bweeks?\s\d+(?:\s?(?:to|and|or|-|–)\s?\d+)?\b|\b\d+(?=\s?°)", re.IGNORECASE)
+"""Numbers that cannot be any: weeks of a year, degrees."""
 _SEASONS = re.compile(
     r"spring|summer|autumn|winter|christmas|easter|new year|halloween|diwali|quarter", re.IGNORECASE
 )
@@ -113,7 +115,8 @@ def numbers(source: str, answer: str, exact: bool, draw: random.Random) -> Swap 
     for match in reversed(list(_literals(row))):
         rest = rest[: match.start()] + " " + rest[match.end() :]
     elsewhere = set(re.findall(r"\d+", rest))
-    moved = [n for n in values if _moves(n, row, elsewhere)]
+    bound = {n for p in (_HOUR, _BOUND) for m in p.finditer(row) for n in re.findall(r"\d+", m[0])}
+    moved = [n for n in values if n not in bound and _moves(n, row, elsewhere)]
     for _ in range(40 if moved else 0):
         chosen = {n: _like(n, draw) for n in moved}
         after = {n: _value(chosen.get(n, n)) for n in values}

@@ -151,7 +151,8 @@ def _swappable(
         return False
     if any(_related(name, word) for word in runs):
         return False
-    unlike = rf"\b[Aa]n?\s{name}\b|\b{name}['’](?![A-Za-z])"  # "an Ana" and "Jonas' hat"
+    # "an Ana", "Jonas' hat" and "Mrs N"
+    unlike = rf"\b[Aa]n?\s{name}\b|\b{name}['’](?![A-Za-z])|\b{name[0]}\b(?!['’])"
     return not re.search(unlike, f"{source}\n{answer}")
 
 

@@ -4,7 +4,8 @@ uv run python tests/bench/lora.py DATA [--model MODEL] [--steps 12] [--rounds 2]
 
 DATA holds conversations, one a line. Both train the same rank on the same layers of the same
 weights, in steps of as many samples, on the answers alone (``--mask-prompt`` there); every turn is
-a process of its own. Tokens are those of samples, padding aside. Of mlx-lm's steps only those
+a process of its own. Tokens are those of samples, padding aside; ours computes what samples begin
+with once a window, and it counts for each. Of mlx-lm's steps only those
 count whose shape it has compiled before, of ours all but the first. mlx-lm computes with the BLAS
 and the memory settings of afm-mlx.
 """
@@ -88,16 +89,21 @@ def ours(options: Options) -> Turn:
         )  # fmt: skip
         steps: list[tuple[int, float]] = []
         padding = first = 0.0
+        shared = 1.0  # tokens of samples for each position that is computed
         seen = 0
         mx.reset_peak_memory()
         for event in train_adapter(base, [str(options.data)], training):
             if isinstance(event, Planned):
-                padding = event.data.padding
+                data, windows = event.data, event.windows
+                padding = data.padding
+                positions = windows * data.window * (1 - padding)
+                shared = event.samples * data.tokens / data.samples / positions
             elif isinstance(event, Step):
-                steps.append((event.tokens - seen, (event.tokens - seen) / event.tokens_per_second))
+                new = event.tokens - seen
+                steps.append((round(new * shared), new / event.tokens_per_second))
                 seen = event.tokens
                 first = first or steps[0][1]
-    return Turn(*_speed(steps[1:]), weights, seen / len(steps), padding, first)
+    return Turn(*_speed(steps[1:]), weights, seen * shared / len(steps), padding, first)
 
 
 def theirs(options: Options) -> Turn:
