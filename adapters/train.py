@@ -69,8 +69,8 @@ class AdapterSteps(TrainingOptions):
     patience: int = 3
     """Stop after so many evaluations without a better one; 0 never stops early."""
     select: Literal["loss", "errors"] = "loss"
-    """Figure of the held-out samples by which the best step is kept. The loss can rise by a few words
-    that the model is too sure of, while it makes fewer errors."""
+    """Figure of the held-out samples by which the best step is kept. The loss can rise by a few
+    words that the model is too sure of, while it makes fewer errors."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
