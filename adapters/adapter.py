@@ -112,8 +112,12 @@ class Adapter:
                     f"adapter {self.name} has {_listed(leaves)} at {place or 'its root'}, not"
                     f" {_listed(wanted)}: it is damaged, or no {_kind(self.options)} adapter"
                 )
+            if any(leaf.ndim != (1 if name == "m" else 2) for name, leaf in leaves.items()):
+                raise InputError(
+                    f"adapter {self.name} has matrices of another form at {place}: it is damaged"
+                )
             places[place] = made = Matrices(**leaves)
-            ranks = (*made.lora_a.shape[1:], *made.lora_b.shape[:1])
+            ranks = (made.lora_a.shape[1], made.lora_b.shape[0])
             if ranks != (self.options.rank,) * 2:
                 raise InputError(
                     f"adapter {self.name} says rank {self.options.rank} and has"

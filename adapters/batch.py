@@ -2,8 +2,9 @@
 
 Prompts are read one by one, with their adapter and what is cached of them: a prompt keeps the
 machine busy by itself. Then all answers are written in step, which reads the weights once for
-all rows. KV caches are filled up on the left, so that all rows end together; each row has its
-own positions, and sees nothing of the filling. Rows leave when their answer ends.
+all rows. Rows may be held to choices or constraints; what these allow is then found out between
+steps. KV caches are filled up on the left, so that all rows end together; each row has its own
+positions, and sees nothing of the filling. Rows leave when their answer ends.
 """
 
 import copy
@@ -15,6 +16,7 @@ from afm_mlx.adapters.store import Loaded, Store
 from afm_mlx.errors import InputError
 from afm_mlx.generation import (
     Cancelled,
+    Constraint,
     FinishReason,
     Request,
     Snapshot,
@@ -22,6 +24,7 @@ from afm_mlx.generation import (
     answer_budget,
     bytes_per_token,
     read_prompt,
+    restricted,
 )
 from afm_mlx.model import Model
 from afm_mlx.prefixes import PrefixCache
@@ -93,11 +96,14 @@ class _Row:
     adapter: Loaded | None
     writer: Writer
     budget: int
+    within: Constraint | None
     cache: list[Any] = field(default_factory=list)
 
     def take(self, token: int) -> FinishReason | None:
         """Write a token; the reason if the answer ends with it."""
-        if not self.writer.take(token):
+        if self.within is not None:
+            self.within.advance(token)
+        if not self.writer.take(token) or (self.within is not None and self.within.ended):
             return "stop"
         return "length" if len(self.writer.tokens) == self.budget else None
 
@@ -123,17 +129,16 @@ def generate_batch(
     Each request ends with a snapshot that has a finish reason, in whatever order.
 
     Raises:
-        InputError: a request draws at random, restricts its answer to choices or a constraint, or
-            names an unknown adapter.
+        InputError: a request draws at random, or names an unknown adapter.
         ExceededContextWindowSizeError: a prompt leaves no room for an answer.
     """
     for request in requests:
         drawn = request.options.sampling.kind == "random" and request.options.temperature > 0
-        if drawn or request.choices or request.constraint:
-            raise InputError("a batch is answered greedily and freely: send such requests alone")
+        if drawn and not request.choices:
+            raise InputError("a batch is answered greedily: send requests that draw alone")
     mx.reset_peak_memory()
     waiting = [
-        _Row(i, r, store.get(r.adapter), Writer(tokenizer, r), answer_budget(model, r))
+        _Row(i, r, store.get(r.adapter), Writer(tokenizer, r), answer_budget(model, r), r.within())
         for i, r in enumerate(requests)
     ]
     rows: list[_Row] = []
@@ -146,7 +151,7 @@ def generate_batch(
             yield from (row.show("cancelled", model, row.cache) for row in (*rows, *waiting))
             return
         waiting.pop(0)
-        token = int(mx.argmax(logits))
+        token = int(mx.argmax(restricted(logits, [row.within]) if row.within else logits))
         reason = row.take(token)
         yield row.show(reason, model, row.cache)
         if reason is None:
@@ -164,11 +169,12 @@ def _in_step(
     caches = [PaddedCache.join(layer) for layer in zip(*(r.cache for r in rows), strict=True)]
     for row in rows:
         row.cache = []
-    upcoming = _next(model, tokens, caches)
+    held = any(row.within is not None for row in rows)
+    upcoming = _next(model, tokens, caches, rows)
     while rows:
         current = upcoming
-        if any(len(row.writer.tokens) + 1 < row.budget for row in rows):
-            upcoming = _next(model, current, caches)  # computed while these are read
+        if not held and any(len(row.writer.tokens) + 1 < row.budget for row in rows):
+            upcoming = _next(model, current, caches, rows)  # computed while these are read
         stopped, kept = cancelled(), []
         for place, (row, token) in enumerate(zip(rows, np.array(current).tolist(), strict=True)):
             reason = "cancelled" if stopped else row.take(token)
@@ -177,13 +183,22 @@ def _in_step(
             yield row.show(reason, model, [c.inner for c in caches], len(rows))
         if kept and len(kept) < len(rows):
             left = mx.array(kept)
-            upcoming, caches = upcoming[left], [c.keep(left) for c in caches]
+            current, upcoming = current[left], upcoming[left]
+            caches = [c.keep(left) for c in caches]
             store.keep_rows(left)
         rows = [rows[place] for place in kept]
+        if held and rows:
+            upcoming = _next(model, current, caches, rows)
 
 
-def _next(model: Model, tokens: mx.array, caches: list[PaddedCache]) -> mx.array:
-    """The likeliest tokens ``[B]`` after ``tokens``."""
-    found = mx.argmax(model(tokens[:, None], cache=caches)[:, -1], axis=-1)
+def _next(
+    model: Model, tokens: mx.array, caches: list[PaddedCache], rows: Sequence[_Row]
+) -> mx.array:
+    """The likeliest tokens ``[B]`` after ``tokens`` that each row may write."""
+    logits = model(tokens[:, None], cache=caches)[:, -1]
+    constraints = [row.within for row in rows]
+    if any(c is not None for c in constraints):
+        logits = restricted(logits, constraints)
+    found = mx.argmax(logits, axis=-1)
     mx.async_eval(found)
     return found

@@ -26,6 +26,8 @@ PADDING = 0.02
 """Share of all positions that may stay empty, if there is a window for it."""
 STEP = 8
 """Windows are multiples of it."""
+LOOKS = 60
+"""How many windows are tried, about."""
 ATTENTION = 1100
 """Positions of a window at which attention costs as much as all else: embedded model, CPU."""
 
@@ -162,7 +164,8 @@ def best_window(
     rest = store.lengths - shared.lengths[shared.of]
     last = min(max(first, int(samples * rest.mean()) + shared.positions + STEP), most)
     found = []
-    for window in range(first, last + 1, STEP):
+    step = STEP * max((last - first) // (STEP * LOOKS), 1)
+    for window in range(first, last + 1, step):
         report = pack_after(store, window, shared).report
         cost = report.windows * window * (ATTENTION + window)
         found.append((max(report.padding, PADDING), cost, window))

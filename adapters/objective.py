@@ -9,7 +9,7 @@ import copy
 import math
 from typing import Any
 
-from afm_mlx.data.packing import Batch, PackedCache, Windows
+from afm_mlx.data.packing import Array, Batch, PackedCache, Windows
 from afm_mlx.losses import chunked_sum, plain_sum
 from afm_mlx.model import Decoder, Model
 from afm_mlx.ops import logsumexp
@@ -47,16 +47,17 @@ class Answers:
     def inputs(self, batch: Batch) -> list[mx.array]:
         """What :meth:`loss` takes.
 
-        Tokens, segments, parents ``[B, L]``; where something is predicted, counted through all rows
-        ``[N]``, the labels there, and which of these are real; and, if the lowest layers are
-        frozen, what they say ``[B, L, D]``.
+        Tokens ``[B, L]``; places ``[1 or 2, B, L]``, which are segments, and parents where samples
+        share their beginning; where something is predicted, counted through all rows ``[N]``, the
+        labels there, and which of these are real; and, if the lowest layers are frozen, what they
+        say ``[B, L, D]``.
         """
         at = np.flatnonzero(batch.learn)
         size = max(-(-len(at) // ROWS), 1) * ROWS
         real = np.arange(size) < len(at)
         at = np.resize(at, size) if len(at) else np.zeros(size, np.int64)
         labels = batch.labels.reshape(-1)[at]
-        given = [batch.tokens, batch.segments, _parents(batch), at.astype(np.int32), labels]
+        given = [batch.tokens, _places(batch), at.astype(np.int32), labels]
         made = [mx.array(x) for x in (*given, real.astype(np.float32))]
         if self.first:
             rows = range(len(batch.tokens))
@@ -64,16 +65,11 @@ class Answers:
         return made
 
     def hidden(
-        self,
-        tokens: mx.array,
-        segments: mx.array,
-        parents: mx.array,
-        at: mx.array,
-        *states: mx.array,
+        self, tokens: mx.array, places: mx.array, at: mx.array, *states: mx.array
     ) -> mx.array:
         """What the head is applied to, ``[N, D]``."""
         decoder = self.model.model
-        cache: list[Any] = [PackedCache(segments, parents)] * len(decoder.layers)
+        cache: list[Any] = [PackedCache(*places)] * len(decoder.layers)
         if states:
             hidden = _above(decoder, self.first)(tokens, cache[self.first :], states[0])
         else:
@@ -83,15 +79,14 @@ class Answers:
     def loss(
         self,
         tokens: mx.array,
-        segments: mx.array,
-        parents: mx.array,
+        places: mx.array,
         at: mx.array,
         labels: mx.array,
         real: mx.array,
         *states: mx.array,
     ) -> tuple[mx.array, mx.array, dict[str, mx.array]]:
         """The loss of :meth:`inputs`."""
-        hidden = self.hidden(tokens, segments, parents, at, *states)
+        hidden = self.hidden(tokens, places, at, *states)
         head = self.model.head_weight
         (total,) = chunked_sum(_loss, hidden, head, [labels, real], ROWS, self.train_head)
         return total, mx.sum(real), {}
@@ -106,7 +101,7 @@ class Answers:
             return self._kept[window]
         seen: list[mx.array] = []
         one = slice(row, row + 1)
-        packed = PackedCache(batch.segments[one], _parents(batch)[one])
+        packed = PackedCache(*_places(batch)[:, one])
         cache: list[Any] = [packed] * len(self.model.layers)
         self.model.model(mx.array(batch.tokens[one]), cache, seen=seen)
         state = mx.stop_gradient(seen[self.first])
@@ -117,8 +112,8 @@ class Answers:
         return state
 
 
-def _parents(batch: Batch) -> Any:
-    return batch.segments if batch.parents is None else batch.parents
+def _places(batch: Batch) -> Array:
+    return np.stack([batch.segments] if batch.parents is None else [batch.segments, batch.parents])
 
 
 def _loss(
@@ -152,8 +147,8 @@ class HeldOut:
         weight = self.answers.model.head_weight
         for number in np.concatenate(self.windows.numbers).tolist():
             inputs = self.answers.inputs(self.windows.batch([number]))
-            tokens, segments, parents, at, labels, real, *states = inputs
-            hidden = self.answers.hidden(tokens, segments, parents, at, *states)
+            tokens, places, at, labels, real, *states = inputs
+            hidden = self.answers.hidden(tokens, places, at, *states)
             found = plain_sum(_judged, hidden, weight, [labels, real], ROWS)
             sums += [float(np.array(x)) for x in found]
         loss, accuracy = (sums[:2] / max(sums[2], 1)).tolist()

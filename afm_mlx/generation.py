@@ -98,6 +98,32 @@ class Constraint(Protocol):
         """Take notice of the next token."""
         ...
 
+    @property
+    def ended(self) -> bool:
+        """Whether the answer is whole."""
+        ...
+
+
+class Among:
+    """The constraint to one of ``choices``, token sequences; the likelier branch at every fork."""
+
+    def __init__(self, choices: Sequence[Sequence[int]]) -> None:
+        self._branches, self._written = list(choices), 0
+
+    def allowed(self) -> npt.NDArray[np.bool_]:
+        following = [branch[self._written] for branch in self._branches]
+        mask = np.zeros(max(following) + 1, np.bool_)
+        mask[following] = True
+        return mask
+
+    def advance(self, token: int) -> None:
+        self._branches = [b for b in self._branches if b[self._written] == token]
+        self._written += 1
+
+    @property
+    def ended(self) -> bool:
+        return any(len(branch) == self._written for branch in self._branches)
+
 
 @dataclass(frozen=True)
 class Request:
@@ -122,6 +148,12 @@ class Request:
     stop: tuple[str, ...] = ()
     adapter: str | None = None
     constraint: Callable[[], Constraint] | None = None
+
+    def within(self) -> Constraint | None:
+        """What restricts the answer, choices or else the constraint, made anew."""
+        if self.choices:
+            return Among(self.choices)
+        return self.constraint() if self.constraint is not None else None
 
 
 @dataclass(frozen=True)
@@ -316,14 +348,13 @@ def generate(
         yield writer.end("cancelled", bytes_per_token(model, cache))
         return
 
-    if request.choices:
-        steps = choose(model, logits, cache, request.choices)
-    elif request.constraint:
-        within = request.constraint()
-        steps = decode_within(model, logits, cache, sampler(request.options), budget, within)
+    sample = sampler(GenerationOptions() if request.choices else request.options)
+    within = request.within()
+    if within is not None:
+        steps = decode_within(model, logits, cache, sample, budget, within)
     else:
-        steps = decode(model, logits, cache, sampler(request.options), budget)
-    reason: FinishReason = "stop" if request.choices else "length"
+        steps = decode(model, logits, cache, sample, budget)
+    reason: FinishReason = "length"
     for token in steps:
         if cancelled():
             reason = "cancelled"
@@ -332,6 +363,8 @@ def generate(
             reason = "stop"
             break
         yield writer.snapshot()
+    if within is not None and within.ended and reason == "length":
+        reason = "stop"
     if request.keep_answer:
         known = [*request.tokens, *writer.tokens][: cache[0].offset]
         prefixes.store(known, cache, adapter)
@@ -347,7 +380,8 @@ def answer_budget(model: Model, request: Request) -> int:
     limit = model.args.max_position_embeddings - 1
     if len(request.tokens) > limit:
         raise ExceededContextWindowSizeError(len(request.tokens), limit)
-    return min(request.options.maximum_response_tokens, limit + 1 - len(request.tokens))
+    longest = max(map(len, request.choices), default=request.options.maximum_response_tokens)
+    return min(longest, limit + 1 - len(request.tokens))
 
 
 def read_prompt(
@@ -401,27 +435,21 @@ def decode_within(
     """The same with each token among those that ``constraint`` allows; one is known before the
     next can be computed."""
     for n in range(1, budget + 1):
-        allowed = np.zeros(logits.size, np.bool_)
-        known = constraint.allowed()[: logits.size]
-        allowed[: known.size] = known
-        token = int(sample(mx.where(mx.array(allowed), logits, -mx.inf)))
+        token = int(sample(restricted(logits, [constraint])))
         constraint.advance(token)
         yield token
+        if constraint.ended:
+            return
         if n < budget:
             logits = decode_one(model, mx.array(token), cache)
 
 
-def choose(
-    model: Model, logits: mx.array, cache: list[Any], choices: Sequence[Sequence[int]]
-) -> Iterator[int]:
-    """The tokens of one of ``choices``, the likelier branch at every fork."""
-    branches, n = list(choices), 0
-    while True:
-        allowed = sorted({b[n] for b in branches})
-        token = allowed[int(mx.argmax(logits[mx.array(allowed)]))]
-        yield token
-        n += 1
-        branches = [b for b in branches if b[n - 1] == token]
-        if any(len(b) == n for b in branches):
-            return
-        logits = decode_one(model, mx.array(token), cache)
+def restricted(logits: mx.array, constraints: Sequence[Constraint | None]) -> mx.array:
+    """``logits`` ``[..., vocab]`` without what may not follow; each row has its constraint."""
+    mask = np.ones((len(constraints), logits.shape[-1]), np.bool_)
+    for row, constraint in zip(mask, constraints, strict=True):
+        if constraint is not None:
+            known = constraint.allowed()[: row.size]
+            row[:] = False
+            row[: known.size] = known
+    return mx.where(mx.array(mask).reshape(logits.shape), logits, -mx.inf)

@@ -200,6 +200,11 @@ class Text:
         self._connector = ""  # after a number: it may go on
         self._pending = b""  # first bytes of a character
 
+    @property
+    def ended(self) -> bool:
+        """Never: an answer ends with the model's own token."""
+        return False
+
     def allowed(self) -> Mask:
         """Which tokens ``[vocabulary]`` may follow; never none."""
         mask = self._completions() if self._pending else self._followers()

@@ -175,6 +175,10 @@ def test_the_same_text_where_nothing_is_to_be_held_back() -> None:
         def advance(self, token: int) -> None:
             pass
 
+        @property
+        def ended(self) -> bool:
+            return False
+
     for sampling in (SamplingMode.greedy(), SamplingMode.random(seed=3)):
         most = GenerationOptions(sampling, maximum_response_tokens=24)
         plain, held = Request([5, 6], most), Request([5, 6], most, constraint=Free)

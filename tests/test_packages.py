@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -102,7 +103,7 @@ def test_two_are_built_then_none_then_the_one_that_changed(tmp_path: Path) -> No
     assert kinds(events) == ["Begun", "Built", "Begun", "Built"] and steps(events) == 12
     assert events[0] == Begun("one", 1, 2)
     built = [e for e in events if isinstance(e, Built)]
-    assert all(e.replaced and e.loss_before is None and e.loss > 0 for e in built)
+    assert all(e.replaced and 0 < e.loss < e.loss_before for e in built)
     assert built[0].figures_before == {"proofread good": 0.25}
     folder = built[0].folder
     assert folder == tmp_path / "home" / "one-tiny" and len(judge.asked) == 4
@@ -130,7 +131,7 @@ def test_a_worse_one_does_not_replace(tmp_path: Path) -> None:
     events = list(run(tmp_path, [worse]))
     refused = events[-1]
     assert isinstance(refused, Built) and not refused.replaced and refused.folder == built.folder
-    assert refused.loss_before is not None and refused.loss > refused.loss_before
+    assert refused.loss > refused.loss_before
     assert abs(refused.loss_before - built.loss) < 1e-6
     assert (built.folder / formats.WEIGHTS).read_bytes() == weights
     card = (built.folder / "README.md").read_text("utf-8")
@@ -149,6 +150,18 @@ def test_a_worse_one_does_not_replace(tmp_path: Path) -> None:
     back = list(run(tmp_path, [package(tmp_path, "one")]))[-1]
     assert isinstance(back, Built) and back.replaced
     assert (built.folder / formats.WEIGHTS).read_bytes() == weights
+
+
+def test_what_learnt_nothing_is_not_installed(tmp_path: Path) -> None:
+    """Features with an adapter are asked without examples: such a one would only do harm."""
+    idle = package(tmp_path, "one", rate=1e-9)
+    model = random_model(pupil.ARGS)
+    built = list(run(tmp_path, [idle], pupil.base(model)))[-1]
+    assert isinstance(built, Built) and not built.replaced
+    assert not (tmp_path / "home").exists() and not lora.taken(model)
+    judge = Judge()
+    (again,) = run(tmp_path, [idle], pupil.base(model), judge)
+    assert isinstance(again, UpToDate) and not again.better and not judge.asked
 
 
 def test_a_broken_build_goes_on_and_ends_alike(tmp_path: Path) -> None:
@@ -185,14 +198,14 @@ def test_an_adapter_is_for_its_model_only(tmp_path: Path) -> None:
     other = Other("other", Path("other"), random_model(pupil.ARGS, 7), tiny_tokenizer())
     list(run(tmp_path, wanted, tiny))
 
-    def found(signature: str) -> Path | None:
+    def found(signature: str) -> list[Path]:
         return find("proofread", lambda: signature, home, shipped)
 
-    assert found("tiny") == home / "one-tiny" and found(other.signature) is None
+    assert found("tiny") == [home / "one-tiny"] and not found(other.signature)
     list(run(tmp_path, wanted, other))
-    assert found("tiny") == home / "one-tiny"
-    assert found(other.signature) == home / "one-01234567"
-    assert find("summary", lambda: "tiny", home, shipped) is None
+    assert found("tiny") == [home / "one-tiny"]
+    assert found(other.signature) == [home / "one-01234567"]
+    assert not find("summary", lambda: "tiny", home, shipped)
 
 
 def adapter(
@@ -214,7 +227,7 @@ def test_own_adapters_come_before_built_before_shipped(tmp_path: Path) -> None:
         return "tiny"
 
     def found() -> Path | None:
-        return find("proofread", signature, home, tmp_path / "packages")
+        return next(iter(find("proofread", signature, home, tmp_path / "packages")), None)
 
     assert found() is None and not asked  # reading all weights takes a second
     formats.write(
@@ -289,6 +302,8 @@ def test_the_judge_answers_through_the_features(tmp_path: Path) -> None:
                 break
         assert seen == [(i, 4) for i in (1, 2, 3, 4)]
         assert figures.keys() >= {"priority accuracy"} and 0 <= figures["priority accuracy"] <= 1
+        # Else the model alone, judged next, would still have the adapter's matrices.
+        assert not lora.taken(base.model)
     assert not list((tmp_path / "answers").iterdir())
     # A run that breaks off keeps what it has.
     judging = judge(base, one, folder, tmp_path)
@@ -328,6 +343,24 @@ def test_earlier_parts_are_condensed_without_the_adapter(monkeypatch: pytest.Mon
         asyncio.run(respond(engine, feature, Text("One dog. " * 30), adapter="one"))
     # An adapter for key points knows no summaries, and was never shown their instructions.
     assert len(named) > 2 and named[-1] == "one" and set(named[:-1]) == {None}
+
+
+def test_a_damaged_adapter_is_passed_over(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    package(tmp_path, "one")
+    for name in ("good", "bad"):
+        adapter(home / name)
+    weights = home / "bad" / formats.WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:900])
+    later = (home / "good" / formats.CONFIG).stat().st_mtime + 9
+    os.utime(home / "bad" / formats.CONFIG, (later, later))  # the newer one is used first
+
+    async def work() -> dict[str, str]:
+        with Engine(lambda: pupil.base(random_model(WIDE))) as engine:
+            return await load(engine, ["proofread"], home, tmp_path / "packages")
+
+    with pytest.warns(RuntimeWarning, match="bad"):
+        assert asyncio.run(work()) == {"proofread": str(home / "good")}
 
 
 def test_an_engine_gets_the_adapters_of_the_features(tmp_path: Path) -> None:

@@ -110,8 +110,7 @@ class _Shown:
 
 
 def _print_built(event: Built) -> None:
-    before = f", {event.loss_before:.3f} before" if event.loss_before is not None else ""
-    console.print(Text(f"  held-out loss {event.loss:.3f}{before}"))
+    console.print(Text(f"  held-out loss {event.loss:.3f}, {event.loss_before:.3f} before"))
     for name, value in event.figures.items():
         if name.endswith(TOLD):
             was = event.figures_before.get(name)

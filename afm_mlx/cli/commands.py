@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from afm_mlx.errors import InputError
 from afm_mlx.text import MAX_CHARACTERS
 
 from tyro.conf import Positional
@@ -327,6 +328,9 @@ class RemoveAdapter(Adapters):
 @dataclass(frozen=True)
 class EvaluateFeatures:
     """Measure how well the features do: see `afm eval features --help`."""
+
+    def run(self) -> int:
+        raise InputError("say what to evaluate: afm eval features DATA")
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ async def _run(command: Command) -> int:
         known: dict[str, Any] = {}
         if command.save:
             signature = await asyncio.to_thread(lambda: checkpoint.signature)
-            known = settings(options, command.data, signature, weights)
+            known = settings(options, command.data, tasks, signature, weights, command.kv)
         answers = Answers(known, command.save and command.save.with_suffix(".answers.jsonl"))
         with Bar() as bar:
             async for event in evaluate(engine, tasks, variants, answers, options):

@@ -4,10 +4,11 @@ Conversations stay whole: best-fit decreasing bin packing ("Fewer Truncations Im
 Modeling", arXiv 2404.10830), or an even spread if that needs fewer windows. Texts fill the room
 they leave, then windows of their own, and are cut where a window ends; the rest begins with the
 last token before the cut, so that every token but the first of a text is predicted exactly once.
-Within a window, samples do not attend to each other. Positions do not restart: RoPE is relative.
+Within a window, samples do not attend to each other. Positions need not restart: RoPE is relative.
 (Only where queries and keys are scaled after it, as ``qk_norm`` does, does a model notice where in
 the window a sample lies.) Samples that begin alike, as all requests of a feature do, may share
-that beginning: it stands in a window once, before them, and each goes on from it.
+that beginning: it stands in a window once, before them, and each goes on from it, with positions
+as if it were alone.
 
 What item ``i`` of the stream holds depends on the seed and ``i`` alone, so that a resumed run
 goes on with the same data, and each rank takes its rows of the same global batch.
@@ -266,7 +267,8 @@ class Windows:
                 column = to.stop
         same = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
         learn[:, :-1] = wanted[:, 1:] & same
-        return Batch(tokens, segments, learn, window, parents)
+        some = any(p.shared for p in self.packings)
+        return Batch(tokens, segments, learn, window, parents if some else None)
 
 
 def join(parts: Sequence[Windows]) -> Windows:

@@ -2,7 +2,7 @@
 
 from afm_mlx.evaluation.checks import Given, Ratio, measure
 from afm_mlx.evaluation.rows import KINDS, Task, load
-from afm_mlx.evaluation.run import Answered, Answers, EvaluationOptions, evaluate, settings
+from afm_mlx.evaluation.run import Answered, Answers, EvaluationOptions, asked, evaluate, settings
 from afm_mlx.evaluation.table import Estimate, Line, lines
 from afm_mlx.evaluation.verdict import Thresholds, Verdict, judge
 
@@ -18,6 +18,7 @@ __all__ = [
     "Task",
     "Thresholds",
     "Verdict",
+    "asked",
     "evaluate",
     "judge",
     "lines",

@@ -49,6 +49,7 @@ class Given:
         variant: name of the adapter, empty for the model with instructions alone.
         value: ``True`` or ``False``, a list, or the text once more.
         notes: what was done to the model's words.
+        cut: whether they went beyond the limits.
     """
 
     variant: str
@@ -60,6 +61,7 @@ class Given:
     claims: tuple[Claim, ...] = ()
     tokens: int = 0
     seconds: float = 0.0
+    cut: bool = False
 
     @classmethod
     def of(cls, variant: str, task: Task, answer: Answer) -> "Given":
@@ -75,6 +77,7 @@ class Given:
             answer.claims,
             cost.generated_tokens,
             cost.prefill_time + cost.decode_time,
+            answer.cut,
         )
 
     @classmethod
@@ -91,15 +94,16 @@ def measure(task: Task, given: Given) -> Scores:
     scores = _MEASURES[task.kind](task, given)
     if task.kind == "priority":
         return scores
-    scores["replaced or cut"] = Ratio(bool(given.notes))
+    scores["replaced or cut"] = Ratio(bool(given.notes) or given.cut)
     if task.feature.facts:
         scores["unsupported facts"] = Ratio(bool(given.claims))
     return scores
 
 
 def broken(task: Task, given: Given) -> list[str]:
-    """The limits that an answer does not keep, see the README of the data."""
-    text, value, found = given.text, given.value, []
+    """The limits that an answer did not keep, see the README of the data."""
+    text, value = given.text, given.value
+    found = ["cut to its limits"] * given.cut
     match task.feature.name:
         case "notification-summary":
             found += [f"over {NOTIFICATION_WORDS} words"] * (len(words(text)) > NOTIFICATION_WORDS)

@@ -29,6 +29,19 @@ _ATTACKED: dict[str, Feature[Any]] = {
     "proofread": features.PROOFREAD,
     "replies": features.SMART_REPLY,
 }
+_GOLD: dict[str, tuple[str, ...]] = {
+    "notification-summary": ("summary",),
+    "priority": ("urgent",),
+    "summary": ("summary",),
+    "key-points": ("key_points",),
+    "proofread": ("corrected",),
+    "friendly": ("friendly",),
+    "professional": ("professional",),
+    "concise": ("concise",),
+    "smart-reply": ("replies",),
+    "change": ("output",),
+}
+"""What a row must say for a feature to be measured."""
 KINDS = (*(f.name for found in _FILES.values() for f in found), ADVERSARIAL)
 """What can be evaluated: features by name, and input that tries to mislead them."""
 
@@ -69,7 +82,11 @@ def load(
                 tasks += [_task(feature.name, feature, row, row) for row in rows]
     if ADVERSARIAL in kinds:
         for row in _drawn(read(folder / f"{ADVERSARIAL}.eval.jsonl"), limit, seed):
-            feature = _ATTACKED[_text(row, "feature")]
+            attacked = _text(row, "feature")
+            if attacked not in _ATTACKED:
+                known = ", ".join(_ATTACKED)
+                raise InputError(f"row {_text(row, 'id')} names none of {known}: correct it")
+            feature = _ATTACKED[attacked]
             tasks.append(_task(ADVERSARIAL, feature, row.get("input"), row))
     return tasks
 
@@ -88,7 +105,10 @@ def read(path: Path) -> list[dict[str, Any]]:
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines if line.strip()]
+        rows = [json.loads(line) for line in lines if line.strip()]
+        if not all(isinstance(row, dict) for row in rows):
+            raise ValueError("a line is no object")
+        return rows
     except (OSError, ValueError) as error:
         raise InputError(
             f"{path} cannot be read as evaluation data ({error}): name the folder that has it"
@@ -96,6 +116,9 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def _task(kind: str, feature: Feature[Any], data: Any, row: Mapping[str, Any]) -> Task:
+    for name in _GOLD.get(kind, ()):
+        if name not in row:
+            raise InputError(f"row {_text(row, 'id')} lacks {name!r}: see the data's README")
     return Task(kind, _text(row, "id"), feature, feature.input.from_json(data), row)
 
 

@@ -5,8 +5,9 @@ rows take an hour; the checks are made on the log, so that they can be changed w
 """
 
 import contextlib
+import hashlib
 import json
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -67,16 +68,18 @@ class Answers:
 
     def __post_init__(self) -> None:
         lines = _lines(self.path) if self.path else []
-        if lines and lines[0] != {"settings": self.settings}:
-            before = lines[0].get("settings", {})
+        try:
+            before = lines[0]["settings"] if lines else self.settings
             changed = [k for k, v in self.settings.items() if before.get(k) != v]
+            for line in lines[1:] if not changed else []:
+                self._take(Given.from_json(line))
+        except (TypeError, KeyError, AttributeError):
+            changed = ["their form"]
+        if changed:
             raise InputError(
                 f"{self.path} holds answers of another evaluation ({', '.join(changed)} changed):"
                 " save to another file, or delete it"
             )
-        for line in lines[1:]:
-            given = Given.from_json(line)
-            self.known[given.variant, given.kind, given.id] = given
 
     @contextlib.contextmanager
     def log(self) -> Iterator[Callable[[Given], None]]:
@@ -142,8 +145,19 @@ async def evaluate(
             yield Answered(answers.known[key], done, len(pairs))
 
 
+def asked(tasks: Iterable[Task]) -> str:
+    """Digest of how the tasks' features ask the model."""
+    known = {t.feature.name: (t.feature.instructions, t.feature.examples) for t in tasks}
+    return hashlib.sha256(json.dumps(sorted(known.items())).encode()).hexdigest()[:16]
+
+
 def settings(
-    options: EvaluationOptions, data: Path, signature: str, adapters: Mapping[str, str]
+    options: EvaluationOptions,
+    data: Path,
+    tasks: Iterable[Task],
+    signature: str,
+    adapters: Mapping[str, str],
+    kv: str,
 ) -> dict[str, Any]:
     """What answers depend on, as a line of JSON.
 
@@ -151,10 +165,13 @@ def settings(
         data: folder of the evaluation rows.
         signature: of the model.
         adapters: names, and something that changes with their weights.
+        kv: form of the KV cache.
     """
     return {
         "model": signature,
+        "kv": kv,
         "data": fingerprint(data),
+        "asked": asked(tasks),
         "adapters": dict(adapters),
         "best_of": options.best_of,
         "grounded": options.grounded,

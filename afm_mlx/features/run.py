@@ -55,6 +55,7 @@ class Answer:
         metrics: cost of all requests together.
         claims: facts of ``text`` that the input does not bear out, as far as the feature is held
             to it.
+        cut: whether the model wrote more than the feature's limits let stand.
     """
 
     feature: str
@@ -64,6 +65,7 @@ class Answer:
     parts: int
     metrics: Metrics
     claims: tuple[Claim, ...] = ()
+    cut: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for ``--json``; times in seconds, sizes in bytes."""
@@ -74,6 +76,7 @@ class Answer:
             "value": value,
             "notes": list(self.notes),
             "claims": [asdict(claim) for claim in self.claims],
+            "cut": self.cut,
             "parts": self.parts,
             "metrics": {
                 **asdict(m),
@@ -141,7 +144,8 @@ async def run(
     if feature.long == "condense":
         final = readings[-1]
     else:
-        final = Reading(_join(pieces, [r.value for r in readings]))
+        whole = _join(pieces, [r.value for r in readings])
+        final = Reading(whole, cut=any(r.cut for r in readings))
     notes = [
         f"part {i}: {r.note}" if len(pieces) > 1 else r.note
         for i, r in enumerate(readings, 1)
@@ -150,7 +154,9 @@ async def run(
     claims = await asyncio.to_thread(_claims, feature, value, final.value)
     metrics = sum(spent[1:], spent[0])
     text = _plain(final.value)
-    yield Answer(feature.name, final.value, text, tuple(notes), len(pieces), metrics, claims)
+    yield Answer(
+        feature.name, final.value, text, tuple(notes), len(pieces), metrics, claims, final.cut
+    )
 
 
 async def respond(

@@ -5,8 +5,9 @@
 
 What is up to date is left alone: an adapter notes a digest of all it was made of, the package's
 data and options, the model and the version of this recipe. A new one only takes the place of
-another if its loss on the held-out rows is no higher; evaluation rows are measured on, never
-decided by. A build that broke off goes on where it was when it is asked for again.
+another, or of the model alone, if it does better on the held-out rows, by the figure that chose
+its best step; evaluation rows are measured on, never decided by. A build that broke off goes on
+where it was when it is asked for again.
 """
 
 import hashlib
@@ -24,6 +25,7 @@ from afm_mlx.adapters.objective import Answers, HeldOut
 from afm_mlx.adapters.train import METRICS, AdapterTraining, Finished, Planned, train_adapter
 from afm_mlx.adapters.train import RECORD as TRAINING
 from afm_mlx.checkpoint import Checkpoint
+from afm_mlx.data.packing import Windows
 from afm_mlx.errors import InputError, first_line
 from afm_mlx.files import write_bytes
 from afm_mlx.packages.package import SHIPPED, Package, packages
@@ -79,16 +81,17 @@ class Built:
     """An adapter is ready.
 
     Attributes:
-        folder: where it is, if it ``replaced`` what was used before; else where that stays.
-        loss, loss_before: on the held-out rows; before there was an adapter or none.
-        figures, figures_before: on the evaluation rows.
+        folder: where it is, if it ``replaced`` what was used before; else where that stays, or if
+            nothing was, where the new one was trained.
+        loss, loss_before: on the held-out rows; before by another adapter or the model alone.
+        figures, figures_before: on the evaluation rows; those of the model alone with examples.
     """
 
     package: str
     folder: Path
     replaced: bool
     loss: float
-    loss_before: float | None
+    loss_before: float
     figures: Figures
     figures_before: Figures
 
@@ -166,6 +169,7 @@ class _Build:
         return AdapterTraining(
             self.name,
             feature=package.name,
+            licence=package.licence,
             start=str(self.start or ""),
             overwrite=True,
             cache=str(self.cache),
@@ -202,12 +206,11 @@ class _Build:
 
     def up_to_date(self) -> UpToDate | None:
         current = self.current
-        if current is None:
-            return None
-        if _record(current).get("identity") == self.identity:
+        known = _record(current) if current is not None else {}
+        if current is not None and known.get("identity") == self.identity:
             return UpToDate(self.package.name, current)
-        if _record(self.candidate).get("refused_for") == _record(current).get("identity", ""):
-            return UpToDate(self.package.name, current, better=False)
+        if _record(self.candidate).get("refused_for") == known.get("identity", ""):
+            return UpToDate(self.package.name, current or self.candidate, better=False)
         return None
 
     def run(self, force: bool) -> Iterator[BuildEvent]:
@@ -215,23 +218,25 @@ class _Build:
         for event in train_adapter(self.base, [str(self.package.train)], self.options):
             if not isinstance(event, Finished):
                 yield Trained(name, event)
-        current = self.current
-        loss = self._loss(self.candidate)
-        before = self._loss(current) if current is not None else None
+        current, select = self.current, self.package.training.select
+        held_out = self._held_out()
+        made, known = (self._look(held_out, folder) for folder in (self.candidate, current))
+        better = made[select] < known[select] or (current and made[select] == known[select])
         figures = yield from self._figures(self.candidate)
         figures_before = yield from self._figures(current)
-        replaced = force or before is None or loss <= before
-        what = "the model with examples" if current is None else "the adapter before it"
-        if replaced:
-            self._install(loss, figures, {what: _row(before, figures_before)})
+        loss, before = made["loss"], known["loss"]
+        if force or better:
+            # What the model alone says with examples has no loss beside that without.
+            what = "the adapter before it" if current else "the model with examples"
+            row = _row(before if current else None, figures_before)
+            self._install(loss, figures, {what: row})
         else:
-            assert current is not None  # there is a loss before
             self._refuse(current, {"this adapter": _row(before, figures_before)}, loss, figures)
-        folder = self.folder if replaced or current is None else current
+        replaced = force or bool(better)
+        folder = self.folder if replaced else current or self.candidate
         yield Built(name, folder, replaced, loss, before, figures, figures_before)
 
-    def _loss(self, folder: Path) -> float:
-        """Of an adapter, in nats a token of the held-out answers."""
+    def _held_out(self) -> Windows:
         given = self.options
         lessons = prepare(
             [str(self.package.train)],
@@ -243,9 +248,13 @@ class _Build:
             given.training.seed,
         )
         assert lessons.held_out is not None  # the options name a file
-        lora.put(self.base.model, formats.read(folder))
+        return lessons.held_out
+
+    def _look(self, held_out: Windows, folder: Path | None) -> Figures:
+        """Figures of an adapter, or of the model alone, on the held-out answers."""
+        lora.put(self.base.model, formats.read(folder) if folder is not None else None)
         try:
-            return HeldOut(Answers(self.base.model, states=0), lessons.held_out)()["loss"]
+            return HeldOut(Answers(self.base.model, states=0), held_out)()
         finally:
             lora.put(self.base.model, None)
 
@@ -281,15 +290,15 @@ class _Build:
         formats.write(adapter, self.folder, overwrite=True, extra=files)
 
     def _refuse(
-        self, current: Path, kept: Mapping[str, Figures], loss: float, figures: Figures
+        self, current: Path | None, kept: Mapping[str, Figures], loss: float, figures: Figures
     ) -> None:
         """Note in both folders how the new adapter did; it stays where it was trained."""
         columns = {**kept, "a newer one, not taken": _row(loss, figures)}
-        if current == self.folder:
+        if current is not None and current == self.folder:
             readme = (current / CARD).read_text(encoding="utf-8")
             text = readme.partition(MEASURED)[0] + measured(columns)
             write_bytes(current / CARD, text.encode())
-        identity = _record(current).get("identity", "")
+        identity = _record(current).get("identity", "") if current is not None else ""
         write_bytes(self.candidate / RECORD, self._note(figures=figures, refused_for=identity))
 
     def _note(self, **more: object) -> bytes:

@@ -6,10 +6,10 @@ import json
 from collections.abc import AsyncIterator, Generator
 from pathlib import Path
 
-from afm_mlx.adapters import formats, library
+from afm_mlx.adapters import formats, library, lora
 from afm_mlx.checkpoint import Checkpoint
 from afm_mlx.engine import Engine
-from afm_mlx.evaluation import Answered, Answers, EvaluationOptions, Task, evaluate, lines
+from afm_mlx.evaluation import Answered, Answers, EvaluationOptions, Task, asked, evaluate, lines
 from afm_mlx.evaluation.rows import read
 from afm_mlx.evaluation.run import BASE
 from afm_mlx.features import FEATURES
@@ -41,6 +41,7 @@ def judge(
     settings = {
         "model": base.signature,
         "rows": hashlib.sha256(package.evaluation.read_bytes()).hexdigest(),
+        "asked": asked(wanted),
         "adapter": hashlib.sha256(weights).hexdigest(),
     }
     name = hashlib.sha256(json.dumps([package.name, settings]).encode()).hexdigest()[:16]
@@ -52,6 +53,7 @@ def judge(
         run = evaluate(engine, wanted, {variant: {"": variant}}, answers, EvaluationOptions())
         while (event := runner.run(_next(run))) is not None:
             yield event.done, event.total
+    lora.put(base.model, None)
     found = lines(wanted, answers.known.values(), variant)
     path.unlink(missing_ok=True)
     known = [(line, line.values[variant]) for line in found if variant in line.values]

@@ -37,11 +37,13 @@ class Package:
 
     Attributes:
         features: names of the features that it serves, of :data:`afm_mlx.features.FEATURES`.
+        licence: of its adapters, as the Hub names it.
     """
 
     folder: Path
     name: str
     features: tuple[str, ...]
+    licence: str = "other"
     lora: LoRAOptions = field(default_factory=LoRAOptions)
     data: DataOptions = field(default_factory=DataOptions)
     training: AdapterSteps = field(default_factory=AdapterSteps)

@@ -5,12 +5,14 @@ An adapter belongs to the model whose base signature it names, and to no other.
 
 import asyncio
 import json
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from afm_mlx.adapters import formats, library
 from afm_mlx.adapters.store import Store
 from afm_mlx.engine import Engine
+from afm_mlx.errors import InputError
 from afm_mlx.packages.package import SHIPPED, packages
 
 RECORD = "build.json"
@@ -19,8 +21,8 @@ RECORD = "build.json"
 
 def find(
     feature: str, signature: Callable[[], str], home: Path | None = None, shipped: Path = SHIPPED
-) -> Path | None:
-    """Folder of the adapter for ``feature`` on a model, or none.
+) -> list[Path]:
+    """Folders of the adapters for ``feature`` on a model, the one to use first.
 
     Among those in ``home`` that name the feature, a person's own come before those that were
     built, and newer before older; then come those of the packages.
@@ -31,15 +33,23 @@ def find(
         home: folder of all adapters; that of the user's data if left out.
     """
     found = list(Store.find(home or library.home()).values())
-    found.sort(key=lambda f: ((f / RECORD).is_file(), -(f / formats.CONFIG).stat().st_mtime))
+    found.sort(key=lambda f: ((f / RECORD).is_file(), -_written(f / formats.CONFIG)))
     known = packages(shipped)
     found += [p.folder for p in known.values() if formats.is_adapter(p.folder)]
+    serving = []
     for folder in found:
         made_for, base = _claims(folder)
         serves = known[made_for].features if made_for in known else (made_for,)
         if base and feature in serves and base == signature():
-            return folder
-    return None
+            serving.append(folder)
+    return serving
+
+
+def _written(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # just removed
+        return 0.0
 
 
 def _claims(folder: Path) -> tuple[str, str]:
@@ -54,19 +64,33 @@ def _claims(folder: Path) -> tuple[str, str]:
 async def load(
     engine: Engine, features: Iterable[str], home: Path | None = None, shipped: Path = SHIPPED
 ) -> dict[str, str]:
-    """Load the adapters for ``features`` into an engine.
+    """Load the adapters for ``features`` into an engine; damaged ones are passed over, with a
+    warning.
 
     Returns:
         Names of adapters for requests, by feature; features without one are left out.
-
-    Raises:
-        InputError: an adapter is damaged.
     """
     names = list(dict.fromkeys(features))
     folders = await asyncio.wrap_future(
         engine.call(lambda base: [find(n, lambda: base.signature, home, shipped) for n in names])
     )
-    found = {n: folder for n, folder in zip(names, folders, strict=True) if folder is not None}
-    for folder in dict.fromkeys(found.values()):
+    usable: dict[Path, bool] = {}
+    chosen: dict[str, str] = {}
+    for name, serving in zip(names, folders, strict=True):
+        for folder in serving:
+            if folder not in usable:
+                usable[folder] = await _loaded(engine, folder)
+            if usable[folder]:
+                chosen[name] = str(folder)
+                break
+    return chosen
+
+
+async def _loaded(engine: Engine, folder: Path) -> bool:
+    """Whether an adapter could be loaded."""
+    try:
         await asyncio.wrap_future(engine.load_adapter(folder, str(folder)))
-    return {name: str(folder) for name, folder in found.items()}
+    except InputError as error:
+        warnings.warn(f"{error}; it is not used", RuntimeWarning, stacklevel=3)
+        return False
+    return True

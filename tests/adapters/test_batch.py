@@ -194,14 +194,43 @@ def test_cancelled_batch_ends_every_row(tmp_path: Path, tokenizer: Tokenizer, af
     assert all(reasons)
 
 
-class Digits:
-    """A constraint that a batch would have to obey."""
+class Turns:
+    """A constraint that every token changes: low and high ids in turns, four of them in all."""
+
+    def __init__(self) -> None:
+        self.written: list[int] = []
 
     def allowed(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        return np.arange(TINY.vocab_size) < 22
+        low = np.arange(TINY.vocab_size) < 130
+        return low if len(self.written) % 2 else ~low
 
     def advance(self, token: int) -> None:
-        return None
+        assert self.allowed()[token]
+        self.written.append(token)
+
+    @property
+    def ended(self) -> bool:
+        return len(self.written) == 4
+
+
+def test_rows_keep_to_their_constraints(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """An inbox's summary and its urgency are written together."""
+    model = random_model(TINY)
+    store = open_store(model, tmp_path)
+    given = requests()
+    given[1] = replace(given[1], choices=((40, 41, 42), (40, 43), (44, 45)))
+    given[2] = replace(given[2], constraint=Turns)
+    given[4] = replace(given[4], constraint=Turns)
+    given[5] = replace(given[5], choices=((60,), (61,)))
+    found = together(model, tokenizer, store, given)
+    for index, request in enumerate(given):
+        last = alone(model, tokenizer, store, request, PrefixCache())
+        assert found[index][-1].text == last.text, index
+        assert found[index][-1].finish_reason == last.finish_reason
+    assert found[1][-1].finish_reason == found[2][-1].finish_reason == "stop"
+    assert found[2][-1].metrics.generated_tokens == 4
+    free = alone(model, tokenizer, store, requests()[2], PrefixCache())
+    assert free.text[:4] != found[2][-1].text  # or nothing was held
 
 
 def test_requests_that_cannot_be_batched(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -211,8 +240,6 @@ def test_requests_that_cannot_be_batched(tmp_path: Path, tokenizer: Tokenizer) -
     good = requests()[0]
     bad: list[tuple[Request, type[Exception], str]] = [
         (replace(good, options=drawn), InputError, "greedily"),
-        (replace(good, choices=((5,), (6,))), InputError, "alone"),
-        (replace(good, constraint=Digits), InputError, "alone"),
         (replace(good, adapter="four"), InputError, "no adapter 'four'"),
         (replace(good, tokens=[5] * 5000), ExceededContextWindowSizeError, "shorten"),
     ]

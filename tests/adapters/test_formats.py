@@ -232,6 +232,15 @@ def test_files_cut_short_are_refused(tmp_path: Path, cut: int) -> None:
         read(tmp_path / "a")
 
 
+@pytest.mark.parametrize("shape", [(384,), (4, 96, 1)])
+def test_matrices_of_another_form_are_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    adapter = random_adapter(random_model(TINY), options=KINDS["all"])
+    name = next(n for n in adapter.weights if n.endswith("lora_b"))
+    weights = {**adapter.weights, name: mx.zeros(shape)}
+    with pytest.raises(InputError, match="another form"):
+        replace(adapter, weights=weights).places  # noqa: B018
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e6])
 def test_numbers_that_are_none_are_refused(tmp_path: Path, value: float) -> None:
     # 1e6 is infinite in the 16 bits that are kept.

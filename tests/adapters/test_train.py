@@ -10,13 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from afm_mlx import training
 from afm_mlx.adapters import formats, lora
 from afm_mlx.adapters.adapter import About, LoRAOptions
 from afm_mlx.adapters.data import DataOptions, Lessons, prepare
 from afm_mlx.adapters.memory import estimate
 from afm_mlx.adapters.objective import ROWS, Answers, HeldOut
 from afm_mlx.adapters.train import Event, Finished, Planned, train_adapter
-from afm_mlx.data.packing import Batches, Windows
+from afm_mlx.data.packing import Batch, Batches, Windows
 from afm_mlx.data.tokens import TokenStore
 from afm_mlx.errors import InputError
 from afm_mlx.model import PRESETS, Model, ModelArgs
@@ -139,6 +140,31 @@ def test_loss_and_gradients_are_those_of_mlx_lm(lessons: Lessons) -> None:
     assert close(ours, dict(tree_flatten(theirs)))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [LoRAOptions(4), LoRAOptions(4, dora=True, keys=("self_attn.q_proj", "model.embed_tokens"))],
+)
+def test_gradients_compiled_whole_are_the_same(lessons: Lessons, options: LoRAOptions) -> None:
+    model = random_model(pupil.ARGS)
+    lora.prepare(model, options)
+    randomized(model)
+    answers = Answers(model)
+    batch = lessons.train.batch(lessons.train.numbers[0][:3])
+    loss, wanted = gradients(answers, batch)
+    taken: list[Any] = []
+
+    class Watched(training._Run):
+        def step(self, batch: Batch, number: int) -> Any:
+            taken.extend(self._sums(batch))
+            return super().step(batch, number)
+
+    run = Watched(model, answers, pupil.STEPS, Saves(Path("nowhere"), writes=False), None)
+    run.step(batch, 0)
+    found, figures = taken
+    assert number(figures["loss"]) / number(figures["count"]) == pytest.approx(loss, rel=1e-5)
+    assert close({k: v / figures["count"] for k, v in found.items()}, wanted)
+
+
 def batch_row(batch: Any, i: int) -> Any:
     return type(batch)(
         *(getattr(batch, n)[i] for n in ("tokens", "segments", "learn", "window", "parents"))
@@ -149,9 +175,9 @@ def test_only_positions_with_a_loss_reach_the_head(lessons: Lessons) -> None:
     model = random_model(pupil.ARGS)
     lora.prepare(model, LoRAOptions(4))
     batch = lessons.train.batch(lessons.train.numbers[0][:3])
-    tokens, segments, parents, at, labels, real = Answers(model).inputs(batch)
+    tokens, places, at, labels, real = Answers(model).inputs(batch)
     count = int(batch.learn.sum())
-    hidden = Answers(model).hidden(tokens, segments, parents, at)
+    hidden = Answers(model).hidden(tokens, places, at)
     assert hidden.shape == (-(-count // ROWS) * ROWS, pupil.ARGS.hidden_size)
     assert np.array(real).tolist() == [1.0] * count + [0.0] * (len(labels) - count)
     assert np.array(labels)[:count].tolist() == batch.labels[batch.learn].tolist()

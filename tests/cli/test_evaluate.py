@@ -92,6 +92,37 @@ def test_bad_input_is_one_line(
     assert error.startswith("afm: ") and message in error and "\n" not in error
 
 
+def test_eval_alone_says_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["eval"]) == 2
+    assert "afm eval features DATA" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "message"),
+    [
+        ("adversarial", '{"id": "a", "feature": "poem", "input": {}}', "row a names none of"),
+        ("changes", '{"id": "c", "text": "x", "instruction": "y"}', "row c lacks 'output'"),
+        ("changes", "[1]", "a line is no object"),
+    ],
+)
+def test_broken_rows_are_one_line(
+    place: Path, capsys: pytest.CaptureFixture[str], name: str, line: str, message: str
+) -> None:
+    (place / "data" / f"{name}.eval.jsonl").write_text(line + "\n", "utf-8")
+    kind = "change" if name == "changes" else name
+    assert features("data", "--model", "model", "--feature", kind) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error and "\n" not in error
+
+
+def test_answers_of_another_form_are_refused(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "all.answers.jsonl").write_text("[1]\n", "utf-8")
+    assert features("data", *SMALL, "--save", "all.json") == 2
+    assert "save to another file" in capsys.readouterr().err
+
+
 def test_answers_of_another_model_are_refused(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -104,11 +104,20 @@ def test_adapters_answer_what_they_are_for(engine: Engine, tasks: list[Task]) ->
 
 
 def test_settings_change_with_the_data(data: Path) -> None:
-    before = settings(EvaluationOptions(), data, "signature", {"lora": "x"})
-    assert before == settings(EvaluationOptions(limit=1, seed=4), data, "signature", {"lora": "x"})
-    assert before != settings(EvaluationOptions(best_of=2), data, "signature", {"lora": "x"})
+    tasks = load(data, ["summary"])
+
+    def made(kv: str = "16", asked: Sequence[Task] = tasks, **options: Any) -> dict[str, Any]:
+        given = EvaluationOptions(**options)
+        return settings(given, data, asked, "signature", {"lora": "x"}, kv)
+
+    before = made()
+    assert before == made(limit=1, seed=4)
+    assert before != made(best_of=2)
+    assert before != made(kv="8")
+    other = replace(tasks[0].feature, instructions="Say it in one word.")
+    assert before != made(asked=[replace(tasks[0], feature=other)])
     (data / "texts.eval.jsonl").write_text("")
-    assert before != settings(EvaluationOptions(), data, "signature", {"lora": "x"})
+    assert before != made()
 
 
 def test_wrong_options() -> None:
