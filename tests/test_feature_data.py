@@ -348,6 +348,12 @@ def test_packages_are_small_and_ask_as_the_features_do(shipped: dict[str, Packag
         assert package.evaluation.is_file()
 
 
+def _runs(text: str, size: int = 14) -> set[tuple[str, ...]]:
+    """All runs of so many words."""
+    found = text.split()
+    return {tuple(found[i : i + size]) for i in range(len(found) - size + 1)}
+
+
 def test_no_evaluation_row_is_in_any_training_row(shipped: dict[str, Package]) -> None:
     taught = " | ".join(
         normal(t["user"])
@@ -355,6 +361,7 @@ def test_no_evaluation_row_is_in_any_training_row(shipped: dict[str, Package]) -
         for file in (package.train, package.held_out)
         for t in conversations(file)
     )
+    runs = {run for text in taught.split(" | ") for run in _runs(text)}
     count = 0
     for package in shipped.values():
         for line in package.evaluation.read_text("utf-8").splitlines():
@@ -362,6 +369,8 @@ def test_no_evaluation_row_is_in_any_training_row(shipped: dict[str, Package]) -
                 feature: Any = FEATURES[name]
                 asked = feature.render(feature.input.from_json(json.loads(line)))
                 assert normal(asked) not in taught
+                shared = _runs(normal(asked)) & runs
+                assert not shared, (line, shared)
                 count += 1
     assert count > 300
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from afm_mlx import checkpoint
 from afm_mlx.adapters import formats, lora
 from afm_mlx.adapters.adapter import About, LoRAOptions
 from afm_mlx.checkpoint import Checkpoint
@@ -387,22 +388,16 @@ def test_an_engine_gets_the_adapters_of_the_features(tmp_path: Path) -> None:
 # ---- declarations
 
 
-def test_the_shipped_adapters_stay_below_six_megabytes() -> None:
-    # SmolLM2-135M: 30 blocks of 576, 9 and 3 heads of 64, FFN 1536.
-    shapes = {
-        "self_attn.q_proj": (576, 576),
-        "self_attn.k_proj": (576, 192),
-        "self_attn.v_proj": (576, 192),
-        "self_attn.o_proj": (576, 576),
-        "mlp.gate_proj": (576, 1536),
-        "mlp.up_proj": (576, 1536),
-        "mlp.down_proj": (1536, 576),
-    }
+@pytest.mark.slow
+def test_shipped_adapters_are_small_and_for_the_default_model() -> None:
+    signature = checkpoint.load().signature
     for found in packages().values():
-        shape = found.lora
-        blocks = 30 if shape.num_layers < 0 else shape.num_layers
-        sides = sum(sum(shapes[key]) for key in shape.keys or shapes)
-        assert 2 * shape.rank * sides * blocks < 6e6
+        assert (found.folder / formats.WEIGHTS).stat().st_size < 6e6
+        about = formats.read(found.folder).about
+        assert (about.base_signature, about.feature) == (signature, found.name)
+        assert about.licence == "mit" and "## Measured quality" in (
+            found.folder / "README.md"
+        ).read_text("utf-8")
 
 
 def test_packages_are_chosen_by_their_names_and_features(tmp_path: Path) -> None:

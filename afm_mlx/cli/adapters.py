@@ -82,9 +82,8 @@ def train(arguments: Sequence[str]) -> int:
     )
     if not command.data:
         raise InputError("there is nothing to learn from: name a file, e.g. chat.jsonl")
-    feature = command.training.feature
-    if feature and feature not in FEATURES:
-        raise InputError(f"there is no feature {feature!r}: choose among {', '.join(FEATURES)}")
+    if command.training.feature:
+        _check_feature(command.training.feature)
     with parallel.join() as group:
         base = checkpoint.load(command.model, command.revision)
         return _Training(command, base, group).run()
@@ -277,6 +276,8 @@ def _known(adapter: Adapter, folder: Path) -> dict[str, Any]:
 def bring_in(command: ImportAdapter) -> int:
     name = command.name or command.folder.resolve().name
     library.check_name(name)
+    if command.feature:
+        _check_feature(command.feature)
     adapter = formats.read(command.folder, name)
     about = adapter.about
     if command.model is not None:
@@ -327,3 +328,8 @@ def _done(command: Adapters, folder: Path, line: str) -> None:
         print_json({"folder": str(folder)})
     else:
         console.print(Text(line))
+
+
+def _check_feature(name: str) -> None:
+    if name not in FEATURES:
+        raise InputError(f"there is no feature {name!r}: choose among {', '.join(FEATURES)}")

@@ -47,6 +47,9 @@ class Input(Common):
     """Refuse input that is longer than this."""
     adapter: bool = True
     """Use the adapter of the feature, if there is one for the model."""
+    best_of: int = 1
+    """Where an answer has faults that checks can see, write others up to that many and take the
+    best."""
 
     def read(self) -> list[Any]:
         """The texts and JSON values handed to the command; read before anything heavy."""

@@ -130,6 +130,7 @@ async def _run(command: Input, jobs: Sequence[Job]) -> int:
                 options(command, 1024),
                 command.max_characters,
                 adapters.get(feature.name),
+                command.best_of,
             )
             if command.json:
                 print_json({**extra, **(await final(events)).to_json()})

@@ -105,9 +105,11 @@ async def run(
             one with the fewest unsupported facts and notes.
 
     Raises:
-        InputError: the input is longer than ``max_characters``.
+        InputError: the input is longer than ``max_characters``, or ``best_of`` is below 1.
         CancelledRequestError: the engine was closed meanwhile.
     """
+    if best_of < 1:
+        raise InputError(f"best_of counts answers, so it is at least 1, not {best_of}")
     length = len(feature.messages(value)[-1].content)
     if length > max_characters:
         raise InputError(
