@@ -90,8 +90,9 @@ class GenerationOptions:
 class Constraint(Protocol):
     """Tells which tokens may follow; made anew for each answer."""
 
-    def allowed(self) -> npt.NDArray[np.bool_]:
-        """Which tokens ``[tokens]`` may be next; at least one."""
+    def allowed(self) -> npt.NDArray[np.bool_] | npt.NDArray[np.float32]:
+        """Which tokens ``[tokens]`` may be next, at least one and none beyond; or numbers to add to
+        the logits, 0 beyond."""
         ...
 
     def advance(self, token: int) -> None:
@@ -446,10 +447,12 @@ def decode_within(
 
 def restricted(logits: mx.array, constraints: Sequence[Constraint | None]) -> mx.array:
     """``logits`` ``[..., vocab]`` without what may not follow; each row has its constraint."""
-    mask = np.ones((len(constraints), logits.shape[-1]), np.bool_)
-    for row, constraint in zip(mask, constraints, strict=True):
+    added = np.zeros((len(constraints), logits.shape[-1]), np.float32)
+    for row, constraint in zip(added, constraints, strict=True):
         if constraint is not None:
             known = constraint.allowed()[: row.size]
-            row[:] = False
+            if known.dtype == np.bool_:
+                row[:] = -np.inf
+                known = np.where(known, 0, -np.inf)
             row[: known.size] = known
-    return mx.where(mx.array(mask).reshape(logits.shape), logits, -mx.inf)
+    return logits + mx.array(added).reshape(logits.shape)

@@ -44,6 +44,7 @@ class Feature(Generic[InputT]):
         choices: if given, the model picks one of these words.
         facts: kinds of facts that the answer may only take from the input.
         grounded: names and numbers are held to the input while the model writes.
+        keeps: nats by which a change of the text must be likelier than none.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Feature(Generic[InputT]):
     stop: tuple[str, ...] = ()
     facts: tuple[Kind, ...] = ()
     grounded: bool = False
+    keeps: float = 0.0
 
     def messages(self, value: InputT, examples: bool = True) -> list[Message]:
         """The conversation that asks for ``value``; all but the last message is fixed.

@@ -7,6 +7,7 @@ ends: transformed texts are joined again, summaries condense the earlier parts f
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from afm_mlx.engine import Engine
@@ -24,8 +25,9 @@ from afm_mlx.features.inputs import (
     Thread,
 )
 from afm_mlx.features.reading import Proofread
-from afm_mlx.generation import GenerationOptions, Metrics, Request, Snapshot
+from afm_mlx.generation import Constraint, GenerationOptions, Metrics, Request, Snapshot
 from afm_mlx.grounding import Grounding, vocabulary
+from afm_mlx.keeping import Keeping
 from afm_mlx.text import MAX_CHARACTERS, parts
 from afm_mlx.tokenizer import Tokenizer
 
@@ -191,8 +193,13 @@ def make_request(
     tokens = tokenizer.chat(messages)
     size = len(tokenizer.encode(messages[-1].content))
     options = options or GenerationOptions(maximum_response_tokens=feature.answer_tokens(size))
-    held = feature.grounded and options.grounded and english(value.source)
-    known = vocabulary(tokenizer) if held else None
+    constraint: Callable[[], Constraint] | None = None
+    if feature.grounded and options.grounded and english(value.source):
+        known = vocabulary(tokenizer)
+        constraint = Grounding(known, value.source).start if known else None
+    elif feature.keeps:
+        kept = [*tokenizer.encode(value.source.strip()), *sorted(tokenizer.eos_token_ids)[:1]]
+        constraint = partial(Keeping, kept, feature.keeps)
     return Request(
         tokens,
         options,
@@ -200,7 +207,7 @@ def make_request(
         choices=tuple(tuple(tokenizer.encode(c)) for c in feature.choices),
         stop=feature.stop,
         adapter=adapter,
-        constraint=Grounding(known, value.source).start if known else None,
+        constraint=constraint,
     )
 
 

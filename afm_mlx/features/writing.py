@@ -144,6 +144,7 @@ PROOFREAD = Feature(
     input=Text,
     render=_render,
     read=reading.proofread,
+    keeps=1.5,
     examples=(
         (
             "Their are two keys in the drawer, but niether of them fit the shed",
