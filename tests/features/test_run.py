@@ -37,7 +37,9 @@ from afm_mlx.features import (
 from afm_mlx.features.declaration import Reading
 from afm_mlx.features.inputs import Input
 from afm_mlx.features.run import WARMTH, _varied, make_request, split
-from afm_mlx.generation import GenerationOptions, SamplingMode
+from afm_mlx.generation import Among, GenerationOptions, SamplingMode
+from afm_mlx.grounding import Text as Grounded
+from afm_mlx.keeping import Keeping
 from afm_mlx.text import words
 from afm_mlx.tokenizer import Tokenizer
 
@@ -332,10 +334,14 @@ def test_further_answers_are_sampled(tokenizer: Tokenizer) -> None:
 def test_who_is_held_to_the_source(tokenizer: Tokenizer) -> None:
     for feature in FEATURES.values():
         value: Any = INPUTS[feature.input]
-        assert bool(make_request(feature, value, tokenizer).constraint) == feature.grounded
+        within = make_request(feature, value, tokenizer).within()
+        kind = Grounded if feature.grounded else Keeping if feature.keeps else Among
+        assert isinstance(within, kind) or (within is None and not feature.choices)
+        assert (within is None) == (kind is Among and not feature.choices)
         free = make_request(feature, value, tokenizer, GenerationOptions(grounded=False))
-        assert free.constraint is None
+        assert free.constraint is None or kind is Keeping
         assert feature.grounded <= bool(feature.facts)
+    assert [f.name for f in FEATURES.values() if f.keeps] == ["proofread"]
     # These are asked for words of their own.
     assert not any(f.grounded for f in (CHANGE, SMART_REPLY, PRIORITY, PROOFREAD))
     named = make_request(SUMMARY, Text("x"), tokenizer, adapter="notes")
