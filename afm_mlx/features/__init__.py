@@ -16,7 +16,7 @@ from afm_mlx.features.notifications import (
     render_thread,
 )
 from afm_mlx.features.reading import Edit, Proofread
-from afm_mlx.features.run import Answer, Progress, respond, run
+from afm_mlx.features.run import Answer, Progress, respond, respond_together, run
 from afm_mlx.features.writing import (
     CHANGE,
     CONCISE,
@@ -77,5 +77,6 @@ __all__ = [
     "Thread",
     "render_thread",
     "respond",
+    "respond_together",
     "run",
 ]

@@ -5,7 +5,7 @@ ends: transformed texts are joined again, summaries condense the earlier parts f
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -33,6 +33,8 @@ from afm_mlx.tokenizer import Tokenizer
 
 InputT = TypeVar("InputT", bound=Input)
 
+Asked = tuple[Feature[Any], Any, str | None]
+"""A feature, its input, and the name of an adapter or none."""
 WARMTH = 0.7
 """Temperature of further answers where the first was greedy."""
 
@@ -145,6 +147,17 @@ async def run(
         read = min(attempts, key=lambda attempt: attempt[0])[1]
         earlier = _plain(read.value)
         readings.append(read)
+    yield await asyncio.to_thread(_answer, feature, value, pieces, readings, spent)
+
+
+def _answer(
+    feature: Feature[Any],
+    value: Any,
+    pieces: list[Any],
+    readings: list[Reading],
+    spent: list[Metrics],
+) -> Answer:
+    """The answer that the readings of all parts make."""
     if feature.long == "condense":
         final = readings[-1]
     else:
@@ -155,10 +168,10 @@ async def run(
         for i, r in enumerate(readings, 1)
         if r.note
     ]
-    claims = await asyncio.to_thread(_claims, feature, value, final.value)
+    claims = _claims(feature, value, final.value)
     metrics = sum(spent[1:], spent[0])
     text = _plain(final.value)
-    yield Answer(
+    return Answer(
         feature.name, final.value, text, tuple(notes), len(pieces), metrics, claims, final.cut
     )
 
@@ -176,6 +189,39 @@ async def respond(
         if isinstance(event, Answer):
             return event
     raise AssertionError("a run ends with an answer")
+
+
+async def respond_together(engine: Engine, asked: Sequence[Asked]) -> list[Answer]:
+    """Answers in the order of ``asked``, written side by side, each with its adapter: weights are
+    read once a token for all of them. Input in several parts is answered alone, afterwards.
+
+    Raises:
+        CancelledRequestError: the engine was closed meanwhile.
+    """
+    tokenizer = (await engine.ready()).tokenizer
+
+    def size(text: str) -> int:
+        return len(tokenizer.encode(text))
+
+    found: dict[int, Answer] = {}
+    short = [
+        i
+        for i, (feature, value, _) in enumerate(asked)
+        if size(feature.render(value)) <= feature.part_tokens
+    ]
+    requests = [make_request(*asked[i][:2], tokenizer, adapter=asked[i][2]) for i in short]
+    async for place, snapshot in engine.generate_batch(requests):
+        if snapshot.finish_reason == "cancelled":
+            raise CancelledRequestError("the engine was closed: open another one and ask again")
+        if snapshot.finish_reason is not None:
+            feature, value, _ = asked[short[place]]
+            read = _read(feature, value, snapshot)
+            answer = _answer(feature, value, [value], [read], [snapshot.metrics])
+            found[short[place]] = answer
+    for i, (feature, value, adapter) in enumerate(asked):
+        if i not in found:
+            found[i] = await respond(engine, feature, value, adapter=adapter)
+    return [found[i] for i in range(len(asked))]
 
 
 def make_request(

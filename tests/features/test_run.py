@@ -31,6 +31,7 @@ from afm_mlx.features import (
     Thread,
     reading,
     respond,
+    respond_together,
     run,
     writing,
 )
@@ -77,6 +78,27 @@ def test_every_feature_answers(engine: Engine, name: str) -> None:
     assert answer.metrics.generated_tokens > 0
     json.dumps(answer.to_json())
     assert isinstance(answer.text, str)
+
+
+def test_features_answer_side_by_side_as_alone(engine: Engine) -> None:
+    """A stack's line and its urgency in one batch; what is too long for one request, after it."""
+    asked: list[tuple[Feature[Any], Any, str | None]] = [
+        (small(NOTIFICATION_SUMMARY), STACK, None),
+        (small(PRIORITY), STACK, None),
+        (small(PROOFREAD, part_tokens=40), Text("one two. " * 12), None),
+        (small(CHANGE), INPUTS[Change], None),
+    ]
+
+    async def work() -> tuple[list[Any], list[Any]]:
+        together = await respond_together(engine, asked)
+        return together, [await respond(engine, f, value) for f, value, _ in asked]
+
+    found, wanted = asyncio.run(work())
+    assert [(a.feature, a.value, a.notes) for a in found] == [
+        (a.feature, a.value, a.notes) for a in wanted
+    ]
+    assert [a.parts > 1 for a in found] == [False, False, True, False]
+    assert asyncio.run(respond_together(engine, [])) == []
 
 
 def test_there_are_all_features() -> None:
