@@ -190,7 +190,7 @@ class Engine:
         return run
 
     def generate(self, request: Request) -> Run[Snapshot]:
-        """Queue a request; the snapshots' ``metrics.queued`` tells how long it waited.
+        """Queue a request; the snapshots' metrics tell how long it waited and the swap took.
 
         It is answered with the adapter that it names; jobs keep their order, so one that is
         unloaded later serves it still.
@@ -198,12 +198,14 @@ class Engine:
         submitted = time.perf_counter()
 
         def job(checkpoint: Checkpoint, cancelled: Callable[[], bool]) -> Iterator[Snapshot]:
-            queued = time.perf_counter() - submitted
+            begun = time.perf_counter()
             number = self._store.put(request.adapter)
+            queued, swap = begun - submitted, time.perf_counter() - begun
             for snapshot in generate(
                 checkpoint.model, checkpoint.tokenizer, request, self._prefixes, cancelled, number
             ):
-                yield replace(snapshot, metrics=replace(snapshot.metrics, queued=queued))
+                metrics = replace(snapshot.metrics, queued=queued, swap=swap)
+                yield replace(snapshot, metrics=metrics)
 
         return self.stream(job)
 

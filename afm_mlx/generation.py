@@ -5,6 +5,7 @@ reads: decoding is bound by memory, so bytes per second tell how near the machin
 (after gpt-fast). A shared prompt prefix is prefilled once and kept (:mod:`afm_mlx.prefixes`).
 """
 
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +26,8 @@ from mlx_lm.sample_utils import make_sampler
 PREFILL_STEP = 256
 """Prompt tokens per forward pass; between two passes a request can be cancelled."""
 
+ABOVE_ALL = 1e3
+"""Nats that no difference of logits comes near."""
 Sampler = Callable[[mx.array], mx.array]
 Cancelled = Callable[[], bool]
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -106,16 +109,25 @@ class Constraint(Protocol):
 
 
 class Among:
-    """The constraint to one of ``choices``, token sequences; the likelier branch at every fork."""
+    """The constraint to one of ``choices``, token sequences; the likelier branch at every fork.
 
-    def __init__(self, choices: Sequence[Sequence[int]]) -> None:
+    Args:
+        favours: nats by which the first token of each choice is favoured; none if left out.
+    """
+
+    def __init__(self, choices: Sequence[Sequence[int]], favours: Sequence[float] = ()) -> None:
         self._branches, self._written = list(choices), 0
+        self._favours = favours
 
-    def allowed(self) -> npt.NDArray[np.bool_]:
+    def allowed(self) -> npt.NDArray[np.bool_] | npt.NDArray[np.float32]:
         following = [branch[self._written] for branch in self._branches]
         mask = np.zeros(max(following) + 1, np.bool_)
         mask[following] = True
-        return mask
+        if self._written or not self._favours:
+            return mask
+        added = mask * np.float32(ABOVE_ALL)
+        added[following] += np.array(self._favours, np.float32)
+        return added
 
     def advance(self, token: int) -> None:
         self._branches = [b for b in self._branches if b[self._written] == token]
@@ -135,7 +147,9 @@ class Request:
         keep: that many leading tokens stay cached for later requests.
         keep_answer: the whole exchange stays cached too (for the next turn of a chat).
         choices: if given, the answer is one of these token sequences, chosen greedily.
+        favours: nats by which each choice is favoured.
         stop: the answer ends before the first of these strings.
+        lines: the answer ends with that many lines that are not blank; 0 is no limit.
         adapter: name of the adapter to answer with; ``None`` is the engine's default, and an
             empty name the bare model.
         constraint: makes what restricts the answer (:mod:`afm_mlx.grounding`).
@@ -146,14 +160,16 @@ class Request:
     keep: int = 0
     keep_answer: bool = False
     choices: tuple[tuple[int, ...], ...] = ()
+    favours: tuple[float, ...] = ()
     stop: tuple[str, ...] = ()
+    lines: int = 0
     adapter: str | None = None
     constraint: Callable[[], Constraint] | None = None
 
     def within(self) -> Constraint | None:
         """What restricts the answer, choices or else the constraint, made anew."""
         if self.choices:
-            return Among(self.choices)
+            return Among(self.choices, self.favours)
         return self.constraint() if self.constraint is not None else None
 
 
@@ -166,6 +182,7 @@ class Metrics:
         time_to_first_token: from the start of the work, waiting in the queue not counted.
         prefill_time: the same, summed over all requests.
         queued: waiting in the queue.
+        swap: putting the adapter in, from memory or from its folder.
         bytes_per_token: weights and KV cache read for the last decoded token.
         peak_memory: of MLX's allocator during the request.
     """
@@ -180,6 +197,7 @@ class Metrics:
     peak_memory: int = 0
     prefill_time: float = 0.0
     requests: int = 1
+    swap: float = 0.0
 
     @property
     def prompt_tokens_per_second(self) -> float:
@@ -209,6 +227,7 @@ class Metrics:
             max(self.peak_memory, other.peak_memory),
             self.prefill_time + other.prefill_time,
             self.requests + other.requests,
+            self.swap + other.swap,
         )
 
 
@@ -271,7 +290,7 @@ class Writer:
     def __init__(self, tokenizer: Tokenizer, request: Request) -> None:
         self.tokens: list[int] = []
         self.metrics = Metrics(prompt_tokens=len(request.tokens))
-        self._ends, self._stop = tokenizer.eos_token_ids, request.stop
+        self._ends, self._stop, self._lines = tokenizer.eos_token_ids, request.stop, request.lines
         self._detokenizer = tokenizer.detokenizer()
         self._started, self._first = time.perf_counter(), 0.0
 
@@ -290,7 +309,14 @@ class Writer:
             return False
         self.tokens.append(token)
         self._detokenizer.add_token(token)
-        return _find(self._stop, self._detokenizer.text) is None
+        return self._end() is None
+
+    def _end(self) -> int | None:
+        """Where what was written goes beyond the answer."""
+        text = self._detokenizer.text
+        ends = [m.end() - 1 for m in re.finditer(r"\S.*\n", text)] if self._lines else []
+        found = [_find(self._stop, text), *ends[self._lines - 1 :][:1]]
+        return min((place for place in found if place is not None), default=None)
 
     def snapshot(self) -> Snapshot:
         """The answer so far."""
@@ -299,7 +325,7 @@ class Writer:
     def end(self, reason: FinishReason, bytes_per_token: int) -> Snapshot:
         """The whole answer, without the string that stopped it."""
         self._detokenizer.finalize()  # shows what was held back for half a character or word
-        text = self._detokenizer.text[: _find(self._stop, self._detokenizer.text)]
+        text = self._detokenizer.text[: self._end()]
         cost = {"bytes_per_token": bytes_per_token, "peak_memory": mx.get_peak_memory()}
         return Snapshot(text, replace(self.metrics, **cost), reason)
 

@@ -12,6 +12,7 @@ from afm_mlx.generation import (
     Request,
     SamplingMode,
     Snapshot,
+    Writer,
     generate,
     sampler,
 )
@@ -205,6 +206,24 @@ def test_choice_is_the_likeliest_branch(model: Model, tokenizer: Tokenizer, choi
         branch = {50: (50,), 60: (60, 61)}[first]
     assert final.text == tokenizer.decode(branch)
     assert final.finish_reason == "stop"
+
+
+@pytest.mark.parametrize(
+    ("lines", "written", "kept"),
+    [
+        (0, "a\nb\nc\n", "a\nb\nc\n"),
+        (2, "a\nb\nc", "a\nb"),
+        (2, "\n a\n\n \nb\n", "\n a\n\n \nb"),  # blank lines are none
+        (2, "a\nb", "a\nb"),  # its last line may go on
+        (1, "a\nb\nc", "a"),
+    ],
+)
+def test_lines_end_the_answer(tokenizer: Tokenizer, lines: int, written: str, kept: str) -> None:
+    writer = Writer(tokenizer, Request(PROMPT, lines=lines))
+    taken = [writer.take(token) for token in tokenizer.encode(written)]
+    whole = lines == 0 or written == kept
+    assert all(taken) == whole
+    assert writer.end("stop", 0).text == kept
 
 
 def test_stop_string_ends_the_answer(model: Model, tokenizer: Tokenizer) -> None:

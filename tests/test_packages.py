@@ -246,6 +246,23 @@ def test_own_adapters_come_before_built_before_shipped(tmp_path: Path) -> None:
     assert found() == built
 
 
+def test_adapters_for_fewer_features_come_first(tmp_path: Path) -> None:
+    shipped, home = tmp_path / "packages", tmp_path / "home"
+    both = package(tmp_path, "both", "priority").folder
+    declared = (both / "feature.toml").read_text("utf-8")
+    more = declared.replace('"priority"', '"notification-summary", "priority"')
+    (both / "feature.toml").write_text(more, "utf-8")
+    built = adapter(home / "both-tiny", "both")
+    (built / RECORD).write_text("{}", "utf-8")
+    package(tmp_path, "one", "priority")
+    assert find("priority", lambda: "tiny", home, shipped) == [built]
+    made = adapter(tmp_path / "made", "one")
+    for name in (formats.CONFIG, formats.WEIGHTS):
+        (shipped / "one" / name).write_bytes((made / name).read_bytes())
+    assert find("priority", lambda: "tiny", home, shipped) == [shipped / "one", built]
+    assert find("notification-summary", lambda: "tiny", home, shipped) == [built]
+
+
 def test_a_shipped_adapter_is_up_to_date_without_installation(tmp_path: Path) -> None:
     one = package(tmp_path, "one")
     (built,) = (e for e in run(tmp_path, [one]) if isinstance(e, Built))
@@ -311,7 +328,7 @@ def test_the_judge_answers_through_the_features(tmp_path: Path) -> None:
     next(judging)
     judging.close()
     (log,) = (tmp_path / "answers").iterdir()
-    assert len(log.read_text("utf-8").splitlines()) == 2
+    assert len(log.read_text("utf-8").splitlines()) == 5  # the settings, and four side by side
     # Training after an engine was closed: its streams are gone, those of this thread are not.
     assert kinds(list(run(tmp_path, [package(tmp_path, "two")], base))) == ["Begun", "Built"]
 
@@ -392,8 +409,7 @@ def test_an_engine_gets_the_adapters_of_the_features(tmp_path: Path) -> None:
 def test_shipped_adapters_are_small_and_for_the_default_model() -> None:
     signature = checkpoint.load().signature
     for found in packages().values():
-        if not formats.is_adapter(found.folder):
-            continue  # not trained yet
+        assert formats.is_adapter(found.folder), f"{found.name} is not trained"
         assert (found.folder / formats.WEIGHTS).stat().st_size < 6e6
         about = formats.read(found.folder).about
         assert (about.base_signature, about.feature) == (signature, found.name)

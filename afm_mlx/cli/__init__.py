@@ -15,6 +15,8 @@ import tyro
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of ``afm``; returns the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] == ["--serve"] or (not arguments and _terminal()):
+        arguments = ["app", *arguments]
     try:
         match arguments:  # their options come with mlx, which takes a second
             case ["distill", *rest]:
@@ -43,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return evaluate.main(rest)
         command: Any = tyro.cli(
             _named(
+                app=commands.App,
                 demo=commands.Demo,
                 summarize=commands.Summarize,
                 proofread=commands.Proofread,
@@ -97,6 +100,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 2
+
+
+def _terminal() -> bool:
+    """Whether a person is at both ends."""
+    return sys.stdin.isatty() and sys.stdout.isatty()
 
 
 def _named(**choices: Any) -> Any:

@@ -4,6 +4,7 @@ Nothing heavy is imported before a command runs, so that ``afm --help`` answers 
 """
 
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,9 +48,9 @@ class Input(Common):
     """Refuse input that is longer than this."""
     adapter: bool = True
     """Use the adapter of the feature, if there is one for the model."""
-    best_of: int = 1
+    best_of: int | None = None
     """Where an answer has faults that checks can see, write others up to that many and take the
-    best."""
+    best. Left out, an adapter has 4 for notifications, tones, changes and replies."""
 
     def read(self) -> list[Any]:
         """The texts and JSON values handed to the command; read before anything heavy."""
@@ -187,6 +188,33 @@ class Demo(Common):
         from afm_mlx.cli import demo
 
         return demo.run(self)
+
+
+@dataclass(frozen=True)
+class App:
+    """Open the app: notifications, writing tools, adapters, quantising, distilling.
+
+    It has the terminal to itself; Ctrl-Q ends it, F7 shows all keys. `afm` alone opens it too.
+
+      afm app --model quantized
+      afm --serve
+    """
+
+    model: str | None = None
+    """Model folder, .gguf file or hub repository; the one used last if left out."""
+    inbox: Path | None = None
+    """File with notifications; those that come along if left out."""
+    serve: bool = False
+    """Show it in a browser on this machine instead; needs the package textual-serve."""
+    port: int = 0
+    """Port of that; 0 takes a free one."""
+
+    def run(self) -> int:
+        inbox = str(self.inbox.absolute()) if self.inbox else None
+        # By name: the command line works without Textual.
+        if self.serve:
+            return int(import_module("afm_mlx.tui.serve").main(self.model, inbox, self.port))
+        return int(import_module("afm_mlx.tui.app").main(self.model, inbox))
 
 
 @dataclass(frozen=True)

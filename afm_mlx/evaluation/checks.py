@@ -14,6 +14,7 @@ from afm_mlx.evaluation.rows import ADVERSARIAL, Task
 from afm_mlx.facts import Claim
 from afm_mlx.features import Answer, Change, Text
 from afm_mlx.features.reading import (
+    CONCISE,
     NOTIFICATION_WORDS,
     POINT_WORDS,
     POINTS,
@@ -24,8 +25,6 @@ from afm_mlx.features.reading import (
 from afm_mlx.text import sentences, similarity, words
 
 FEWEST_POINTS = 3
-CONCISE = 0.7
-"""Share of the words that a concise rewrite may have, and one word more."""
 ALIKE = 0.7
 """Replies that share so many of their words are one reply."""
 TONES = ("friendly", "professional", "concise")

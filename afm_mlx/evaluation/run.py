@@ -6,6 +6,7 @@ rows take an hour; the checks are made on the log, so that they can be changed w
 
 import contextlib
 import hashlib
+import itertools
 import json
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,10 +18,12 @@ from afm_mlx.engine import Engine
 from afm_mlx.errors import InputError, first_line
 from afm_mlx.evaluation.checks import Given
 from afm_mlx.evaluation.rows import Task, fingerprint
-from afm_mlx.features import respond
+from afm_mlx.features import Feature, respond_together
 
 BASE = ""
 """The variant without an adapter of its own: instructions and examples alone."""
+ROWS = 8
+"""Answers that are written side by side."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,9 @@ class EvaluationOptions:
     """Only these, such as notification-summary or adversarial; all if none is named."""
     limit: int | None = None
     """At most so many rows of each feature."""
-    best_of: int = 1
-    """Where an answer has faults, sample others up to that many and take the best."""
+    best_of: int | None = None
+    """Where an answer has faults, sample others up to that many and take the best; as each feature
+    does with its adapter if left out."""
     grounded: bool = True
     """Hold names and numbers to the input while summaries and rewrites are written."""
     seed: int = 0
@@ -41,7 +45,7 @@ class EvaluationOptions:
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise InputError("limit counts rows: give at least 1")
-        if self.best_of < 1:
+        if self.best_of is not None and self.best_of < 1:
             raise InputError("best_of counts answers: give at least 1")
 
 
@@ -130,24 +134,33 @@ async def evaluate(
     ]
     pairs = [(variant, task, adapter) for variant, task, adapter in asked if adapter is not None]
     with answers.log() as take:
-        for done, (variant, task, adapter) in enumerate(pairs, 1):
+        for done, (variant, task, _) in enumerate(pairs, 1):
             key = (variant, task.kind, task.id)
             if key not in answers.known:
-                grounded = task.feature.grounded and options.grounded
-                answer = await respond(
-                    engine,
-                    replace(task.feature, grounded=grounded),
-                    task.value,
-                    adapter=adapter or None,
-                    best_of=options.best_of,
+                unknown = (
+                    (v, t, adapter)
+                    for v, t, adapter in pairs[done - 1 :]
+                    if v == variant and (v, t.kind, t.id) not in answers.known
                 )
-                take(Given.of(variant, task, answer))
+                several = list(itertools.islice(unknown, ROWS))
+                wanted = [(_as(t.feature, options), t.value, a or None) for _, t, a in several]
+                found = await respond_together(engine, wanted, options.best_of)
+                for (_, answered, _), answer in zip(several, found, strict=True):
+                    take(Given.of(variant, answered, answer))
             yield Answered(answers.known[key], done, len(pairs))
+
+
+def _as(feature: Feature[Any], options: EvaluationOptions) -> Feature[Any]:
+    """A feature as the options would have it."""
+    return replace(feature, grounded=feature.grounded and options.grounded)
 
 
 def asked(tasks: Iterable[Task]) -> str:
     """Digest of how the tasks' features ask the model."""
-    known = {t.feature.name: (t.feature.instructions, t.feature.examples) for t in tasks}
+    known = {
+        f.name: (f.instructions, f.examples, f.best_of, f.keeps, f.favours, f.lines)
+        for f in (task.feature for task in tasks)
+    }
     return hashlib.sha256(json.dumps(sorted(known.items())).encode()).hexdigest()[:16]
 
 

@@ -42,9 +42,14 @@ class Feature(Generic[InputT]):
         long: how parts come together: ``join`` the answers, or summarise the earlier ones
             and go on (``condense``).
         choices: if given, the model picks one of these words.
+        favours: nats by which an adapter's choice of each is favoured.
+        lines: the answer ends with that many; 0 is no limit.
         facts: kinds of facts that the answer may only take from the input.
         grounded: names and numbers are held to the input while the model writes.
         keeps: nats by which a change of the text must be likelier than none.
+        best_of: where the first answer of an adapter has faults, others are sampled up to that
+            many; the bare model has too many for that.
+        lacks: counts what an answer lacks beside what it invents, as faults.
     """
 
     name: str
@@ -58,10 +63,14 @@ class Feature(Generic[InputT]):
     part_tokens: int = 768
     long: Literal["join", "condense"] = "condense"
     choices: tuple[str, ...] = ()
+    favours: tuple[float, ...] = ()
     stop: tuple[str, ...] = ()
+    lines: int = 0
     facts: tuple[Kind, ...] = ()
     grounded: bool = False
     keeps: float = 0.0
+    best_of: int = 1
+    lacks: Callable[[str, InputT], int] = lambda answer, value: 0
 
     def messages(self, value: InputT, examples: bool = True) -> list[Message]:
         """The conversation that asks for ``value``; all but the last message is fixed.

@@ -84,6 +84,7 @@ NOTIFICATION_SUMMARY = Feature(
     stop=("\n",),
     facts=KINDS,
     grounded=True,
+    best_of=4,  # a line is short
 )
 
 PRIORITY = Feature(
@@ -99,6 +100,7 @@ PRIORITY = Feature(
     examples=((_SALE, "no"), (_STROLLER, "yes"), (_SAUNA, "no"), (_LOCK, "yes"), (_BUILD, "no")),
     answer_tokens=lambda _: 2,
     choices=("yes", "no"),
+    favours=(0.5, 0.0),  # few stacks are urgent, and one that is missed costs more
 )
 
 SMART_REPLY = Feature(
@@ -130,4 +132,5 @@ SMART_REPLY = Feature(
     ),
     answer_tokens=lambda _: 40,
     facts=("name", "number", "time", "amount"),  # it may decline, or propose another day
+    best_of=4,
 )

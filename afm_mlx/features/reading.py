@@ -7,7 +7,7 @@ held, and an answer that cannot be right is replaced by words of the input, with
 import re
 from dataclasses import dataclass
 
-from afm_mlx.facts import unsupported, without_repeats
+from afm_mlx.facts import Kind, unsupported, without_repeats
 from afm_mlx.features.declaration import Reading
 from afm_mlx.features.inputs import Change, NotificationStack, Text, Thread
 from afm_mlx.text import sentences, shorten, similarity, word_edits, words
@@ -16,6 +16,10 @@ SUMMARY_WORDS, SUMMARY_SENTENCES = 60, 3
 NOTIFICATION_WORDS = 12
 REPLY_WORDS = 8
 POINT_WORDS, POINTS = 14, 6
+CONCISE = 0.7
+"""Share of the words that a concise rewrite may have, and one word more."""
+KEPT: tuple[Kind, ...] = ("name", "number", "time", "date", "amount")
+"""Facts of a text that another tone has too."""
 LEAST_SIMILAR = 0.5
 """Words that a corrected text shares with its source; real corrections keep two thirds."""
 
@@ -171,6 +175,21 @@ def replies(answer: str, thread: Thread) -> Reading:
 def choice(answer: str, _: object) -> Reading:
     """Whether the answer is yes."""
     return Reading(answer.strip().lower() == "yes")
+
+
+def unchanged(answer: str, value: Text | Change) -> int:
+    """1 if nothing was done, else 0."""
+    return int(answer.strip() == value.text.strip())
+
+
+def lost(answer: str, text: Text) -> int:
+    """How many facts of a text are not in its rewriting, and 1 more if nothing was done."""
+    return len(unsupported(text.text, answer, KEPT)) + unchanged(answer, text)
+
+
+def long_or_lost(answer: str, text: Text) -> int:
+    """The same, and 1 more if the rewriting is not concise."""
+    return lost(answer, text) + (len(words(answer)) > CONCISE * len(words(text.text)) + 1)
 
 
 def _cut(whole: str, kept: str) -> bool:

@@ -37,6 +37,8 @@ Asked = tuple[Feature[Any], Any, str | None]
 """A feature, its input, and the name of an adapter or none."""
 WARMTH = 0.7
 """Temperature of further answers where the first was greedy."""
+NONE = (0, False)
+"""The faults of an answer without any."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ async def run(
     options: GenerationOptions | None = None,
     max_characters: int = MAX_CHARACTERS,
     adapter: str | None = None,
-    best_of: int = 1,
+    best_of: int | None = None,
 ) -> AsyncIterator[Progress | Answer]:
     """Stream ``feature`` on ``value``: progress while the model writes, then one answer.
 
@@ -106,12 +108,13 @@ async def run(
             knows the feature without examples, and earlier parts of long input are condensed
             without it.
         best_of: where the first answer has faults, sample others up to that many, and take the
-            one with the fewest unsupported facts and notes.
+            one with the fewest; as the feature says if left out, and once without an adapter.
 
     Raises:
         InputError: the input is longer than ``max_characters``, or ``best_of`` is below 1.
         CancelledRequestError: the engine was closed meanwhile.
     """
+    best_of = _attempts(feature, adapter, best_of)
     if best_of < 1:
         raise InputError(f"best_of counts answers, so it is at least 1, not {best_of}")
     length = len(feature.messages(value)[-1].content)
@@ -134,7 +137,7 @@ async def run(
         named = adapter if asked is feature else None
         request = await asyncio.to_thread(make_request, asked, piece, tokenizer, options, named)
         attempts: list[tuple[tuple[int, bool], Reading]] = []
-        while not attempts or (attempts[-1][0] > (0, False) and len(attempts) < best_of):
+        while not attempts or (attempts[-1][0] > NONE and len(attempts) < best_of):
             snapshot = Snapshot("")
             async for snapshot in engine.generate(_varied(request, len(attempts))):
                 yield Progress(snapshot.text, number, len(pieces))
@@ -142,8 +145,7 @@ async def run(
                 raise CancelledRequestError("the engine was closed: open another one and ask again")
             spent.append(snapshot.metrics)
             read = _read(asked, piece, snapshot)
-            faults = len(_claims(asked, piece, read.value)) + bool(read.note)
-            attempts.append(((faults, read.cut), read))
+            attempts.append((_faults(asked, piece, read), read))
         read = min(attempts, key=lambda attempt: attempt[0])[1]
         earlier = _plain(read.value)
         readings.append(read)
@@ -182,7 +184,7 @@ async def respond(
     value: InputT,
     options: GenerationOptions | None = None,
     adapter: str | None = None,
-    best_of: int = 1,
+    best_of: int | None = None,
 ) -> Answer:
     """The answer of :func:`run`, without the progress."""
     async for event in run(engine, feature, value, options, adapter=adapter, best_of=best_of):
@@ -191,9 +193,12 @@ async def respond(
     raise AssertionError("a run ends with an answer")
 
 
-async def respond_together(engine: Engine, asked: Sequence[Asked]) -> list[Answer]:
+async def respond_together(
+    engine: Engine, asked: Sequence[Asked], best_of: int | None = None
+) -> list[Answer]:
     """Answers in the order of ``asked``, written side by side, each with its adapter: weights are
-    read once a token for all of them. Input in several parts is answered alone, afterwards.
+    read once a token for all of them. Input in several parts is answered alone, afterwards, and
+    that whose answer has faults where the feature has others sampled.
 
     Raises:
         CancelledRequestError: the engine was closed meanwhile.
@@ -214,13 +219,15 @@ async def respond_together(engine: Engine, asked: Sequence[Asked]) -> list[Answe
         if snapshot.finish_reason == "cancelled":
             raise CancelledRequestError("the engine was closed: open another one and ask again")
         if snapshot.finish_reason is not None:
-            feature, value, _ = asked[short[place]]
+            feature, value, adapter = asked[short[place]]
             read = _read(feature, value, snapshot)
-            answer = _answer(feature, value, [value], [read], [snapshot.metrics])
-            found[short[place]] = answer
+            once = _attempts(feature, adapter, best_of) == 1
+            if once or _faults(feature, value, read) == NONE:
+                answer = _answer(feature, value, [value], [read], [snapshot.metrics])
+                found[short[place]] = answer
     for i, (feature, value, adapter) in enumerate(asked):
         if i not in found:
-            found[i] = await respond(engine, feature, value, adapter=adapter)
+            found[i] = await respond(engine, feature, value, adapter=adapter, best_of=best_of)
     return [found[i] for i in range(len(asked))]
 
 
@@ -251,7 +258,9 @@ def make_request(
         options,
         keep=_shared(tokens, tokenizer.chat([*messages[:-1], replace(messages[-1], content="")])),
         choices=tuple(tuple(tokenizer.encode(c)) for c in feature.choices),
+        favours=feature.favours if adapter else (),
         stop=feature.stop,
+        lines=feature.lines,
         adapter=adapter,
         constraint=constraint,
     )
@@ -278,6 +287,18 @@ def _read(feature: Feature[Any], piece: Any, snapshot: Snapshot) -> Reading:
         return Reading(unchanged, "the answer reached its limit: text unchanged")
     note = read.note or "the answer reached its limit and may lack its end"
     return replace(read, note=note)
+
+
+def _attempts(feature: Feature[Any], adapter: str | None, best_of: int | None) -> int:
+    if best_of is not None:
+        return best_of
+    return feature.best_of if adapter else 1
+
+
+def _faults(feature: Feature[Any], piece: Any, read: Reading) -> tuple[int, bool]:
+    """How much an answer has that it should not have, or lacks, and whether it was cut."""
+    found = len(_claims(feature, piece, read.value)) + bool(read.note)
+    return found + feature.lacks(_plain(read.value), piece), read.cut
 
 
 def _claims(feature: Feature[Any], value: Any, answer: Any) -> tuple[Claim, ...]:

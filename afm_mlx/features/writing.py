@@ -29,6 +29,8 @@ def _rewriting(name: str, title: str, instructions: str, *examples: str) -> Feat
         long="join",
         facts=KINDS,
         grounded=True,
+        best_of=4,
+        lacks=reading.long_or_lost if name == "concise" else reading.lost,
     )
 
 
@@ -90,6 +92,7 @@ KEY_POINTS = Feature(
         ),
     ),
     answer_tokens=lambda _: 160,
+    lines=reading.POINTS,
     facts=KINDS,
     grounded=True,
 )
@@ -219,4 +222,6 @@ CHANGE = Feature(
     part_tokens=256,
     long="join",
     facts=KINDS,
+    best_of=4,
+    lacks=reading.unchanged,
 )

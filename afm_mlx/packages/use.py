@@ -24,25 +24,27 @@ def find(
 ) -> list[Path]:
     """Folders of the adapters for ``feature`` on a model, the one to use first.
 
-    Among those in ``home`` that name the feature, a person's own come before those that were
-    built, and newer before older; then come those of the packages.
+    A person's own come first, the newest of them before all. Then come those of packages: those
+    that serve fewer features before others, and built ones in ``home`` before shipped ones.
 
     Args:
         signature: gives the model's base signature; only asked where an adapter is for the
             feature.
         home: folder of all adapters; that of the user's data if left out.
     """
-    found = list(Store.find(home or library.home()).values())
-    found.sort(key=lambda f: ((f / RECORD).is_file(), -_written(f / formats.CONFIG)))
     known = packages(shipped)
-    found += [p.folder for p in known.values() if formats.is_adapter(p.folder)]
+    at_home = list(Store.find(home or library.home()).values())
+    found = [*at_home, *(p.folder for p in known.values() if formats.is_adapter(p.folder))]
     serving = []
     for folder in found:
         made_for, base = _claims(folder)
         serves = known[made_for].features if made_for in known else (made_for,)
         if base and feature in serves and base == signature():
-            serving.append(folder)
-    return serving
+            built = folder not in at_home or (folder / RECORD).is_file()
+            order = (built, len(serves) * built, folder not in at_home)
+            serving.append((*order, -_written(folder / formats.CONFIG), folder))
+    serving.sort()
+    return [folder for *_, folder in serving]
 
 
 def _written(path: Path) -> float:

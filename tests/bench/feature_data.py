@@ -40,6 +40,7 @@ SPOILT = 430
 
 KIND = {
     "notifications": "notifications",
+    "priority": "notifications",
     "summary": "texts",
     "key-points": "texts",
     "proofread": "proofread",
@@ -136,7 +137,9 @@ def samples(package: str, row: Row, draw: random.Random | None = None) -> Iterat
     match package:
         case "notifications":
             yield Sample("notification-summary", row, row["summary"])
-            yield Sample("priority", row, "yes" if row["urgent"] else "no")
+            yield from samples("priority", row)
+        case "priority":
+            yield Sample(package, row, "yes" if row["urgent"] else "no")
         case "summary":
             yield Sample(package, row, row["summary"])
         case "key-points":
@@ -271,7 +274,8 @@ def made(package: str, folder: Path) -> Iterator[tuple[str, Sample]]:
             draw = random.Random(f"{package} {row['id']} {turn}")
             other = varied(package, row, draw)
             for sample in samples(package, other, draw) if other is not None else ():
-                if sample.feature != "priority" or (row["urgent"] and turn == 0):
+                turns = 2 if package == "priority" else 1
+                if sample.feature != "priority" or (row["urgent"] and turn < turns):
                     yield "other facts", sample  # few are urgent: more of them, but not most
 
 

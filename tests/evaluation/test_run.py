@@ -20,7 +20,8 @@ from afm_mlx.evaluation import (
     run,
     settings,
 )
-from afm_mlx.features import respond
+from afm_mlx.features import Answer, respond_together
+from afm_mlx.features.run import Asked
 
 import pytest
 
@@ -71,14 +72,17 @@ def test_every_row_is_answered_once(engine: Engine, tasks: list[Task]) -> None:
     assert isinstance(events[0].given.text, str)
 
 
-def test_a_broken_run_goes_on(engine: Engine, tasks: list[Task], tmp_path: Path) -> None:
+def test_a_broken_run_goes_on(
+    engine: Engine, tasks: list[Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "ROWS", 2)
     path = tmp_path / "new" / "all.answers.jsonl"
     first = work(engine, tasks, Answers({"model": "a"}, path), stop=3)
     with path.open("a") as file:
         file.write('{"variant": "", "kind": "prio')  # what kill -9 may leave
-    with mock.patch.object(run, "respond", side_effect=respond) as asked:
+    with mock.patch.object(run, "respond_together", side_effect=respond_together) as asked:
         second = work(engine, tasks, Answers({"model": "a"}, path))
-    assert asked.call_count == len(tasks) - 3
+    assert [len(call.args[1]) for call in asked.call_args_list] == [2, 2]  # of 8, 4 were there
     assert second[:3] == first
     whole = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
     assert len(whole) == 1 + len(tasks)
@@ -91,11 +95,11 @@ def test_a_broken_run_goes_on(engine: Engine, tasks: list[Task], tmp_path: Path)
 def test_adapters_answer_what_they_are_for(engine: Engine, tasks: list[Task]) -> None:
     called: list[Any] = []
 
-    async def note(*given: Any, adapter: str | None, best_of: int) -> Any:
-        called.append((adapter, best_of))
-        return await respond(*given)
+    async def note(engine: Engine, asked: Sequence[Asked], best_of: int | None) -> list[Answer]:
+        called.extend((adapter, best_of) for _, _, adapter in asked)
+        return await respond_together(engine, [(f, value, None) for f, value, _ in asked])
 
-    with mock.patch.object(run, "respond", note):
+    with mock.patch.object(run, "respond_together", note):
         variants = {"": {"": ""}, "lora": {"notification-summary": "lora"}}
         events = work(engine, tasks, Answers({}), variants, best_of=2)
     mine = [e.given for e in events if e.given.variant == "lora"]

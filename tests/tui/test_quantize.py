@@ -1,0 +1,555 @@
+"""The screen of bits: sums and plans against the package's own, table, files, real tiny models."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from afm_mlx import checkpoint
+from afm_mlx.compress import Written
+from afm_mlx.engine import Engine
+from afm_mlx.errors import InputError
+from afm_mlx.model import PRESETS
+from afm_mlx.quant import plan as plan_files
+from afm_mlx.quant import profile as profile_files
+from afm_mlx.quant.calibration import CalibrationOptions
+from afm_mlx.quant.machine import Machine
+from afm_mlx.quant.measure import ProfileOptions, Round
+from afm_mlx.quant.measure import profile as measure
+from afm_mlx.quant.plan import Choice, Plan, solve
+from afm_mlx.quant.profile import Profile, Work
+from afm_mlx.quant.variants import FormatOptions, Row
+from afm_mlx.tui.quantize import plans, rows, work
+from afm_mlx.tui.quantize.desk import Desk, frontier
+from afm_mlx.tui.quantize.dialogs import Ask
+from afm_mlx.tui.quantize.screen import QuantizeScreen
+from afm_mlx.tui.quantize.table import Operations
+from afm_mlx.tui.quantize.work import Options
+from afm_mlx.tui.screen import Question
+from afm_mlx.tui.services import Services
+from tests.conftest import random_model
+from tests.tui.support import (
+    SIZES,
+    app_with,
+    fake_services,
+    in_app,
+    screen_text,
+    snapshot,
+    tiny,
+    until,
+)
+
+import pytest
+from textual.pilot import Pilot
+from textual.widgets import Input
+
+MACHINE = Machine("abacus", "float32", 1e10, 1e11)
+UP = "model.layers.0.mlp.up_proj"
+TEXT = "the boat leaves at nine and the band plays until the lamps go out . " * 60
+
+LONG = 120.0
+"""Seconds for real work on a busy machine."""
+
+
+def timed(found: Work, number: int) -> Work:
+    """Work with a time that is the same on every machine."""
+    return replace(found, seconds=found.bytes / 5e9 + number * 1e-8)
+
+
+@pytest.fixture(scope="module")
+def bare() -> Profile:
+    """A tiny model's profile, its times made up."""
+    options = ProfileOptions(48, 1)
+    *_, found = measure(random_model(PRESETS["tiny"]), "tiny", options, machine=MACHINE)
+    assert isinstance(found, Profile)
+    made = tuple(
+        replace(o, prefill=timed(o.prefill, i), decode=timed(o.decode, i))
+        for i, o in enumerate(found.operations)
+    )
+    whole = [replace(w, seconds=2e-3, joules=None) for w in (found.prefill, found.decode)]
+    return replace(found, operations=made, prefill=whole[0], decode=whole[1], notes=("a note",))
+
+
+@pytest.fixture(scope="module")
+def found(bare: Profile) -> Profile:
+    """The same with widths; some matrices matter more than others."""
+    form = FormatOptions()
+    known = {}
+    for i, o in enumerate(bare.operations):
+        if o.kind == "linear":
+            shape = (o.shape[0], o.shape[1])
+            costs = {b: 0.3 * (1 + i % 7) / 4**b for b in (2, 3, 4)}
+            known[o.name] = Row(
+                shape, tuple(Choice(b, form.size(shape, b), c) for b, c in costs.items())
+            )
+    return bare.with_choices(known)
+
+
+# ---- desk
+
+
+def test_budget_is_the_packages_own_plan(found: Profile) -> None:
+    desk = Desk.of(found, 3.0)
+    weights = {o.name: o.parameters for o in found.operations if o.kind == "linear"}
+    assert desk.bits == solve(desk.choices, 3.0, weights)
+    assert desk.totals == found.what_if(desk.bits)
+    assert desk.totals.linear <= 3.0 + 1e-9
+
+
+def test_a_row_changes_and_the_rest_stays(found: Profile) -> None:
+    desk = Desk.of(found, 3.0)
+    wider = desk.stepped(UP, 1)
+    assert {n for n in desk.bits if desk.bits[n] != wider.bits[n]} == {UP}
+    assert wider.bits[UP] == desk.bits[UP] + 1 and wider.chosen == {UP}
+    most = wider.stepped(UP, 5)
+    assert most.bits[UP] == 4
+    assert desk.bits[UP] != 4  # the desk before is as it was
+    assert most.totals == found.what_if(most.bits)
+
+
+def test_what_a_person_chose_stays_with_another_budget(found: Profile) -> None:
+    desk = Desk.of(found, 3.0).stepped(UP, 5).budgeted(2.3)
+    assert desk.bits[UP] == 4
+    assert desk.totals.linear <= 2.3 + 1e-9
+    freed = desk.released(UP)
+    assert freed.bits == Desk.of(found, 2.3).bits and not freed.chosen
+
+
+@pytest.mark.parametrize("budget", [-1.0, 0.5, 99.0])
+def test_budgets_out_of_reach_give_the_nearest(budget: float, found: Profile) -> None:
+    desk = Desk.of(found, budget)
+    assert set(desk.bits.values()) == {4 if budget > 4 else 2}
+    assert desk.limits[0] - 1e-5 <= desk.budget <= desk.limits[1] + 1e-5
+
+
+def test_with_all_rows_chosen_any_budget_is_out_of_reach(found: Profile) -> None:
+    """Limits that counted chosen rows as free raised an error from the solver."""
+    desk = Desk.of(found)
+    for name in desk.bits:
+        desk = desk.stepped(name, 1)
+    assert desk.budgeted(2.0).bits == desk.bits
+
+
+def test_plans_come_back(found: Profile) -> None:
+    desk = Desk.of(found, 2.7)
+    again = Desk.of(found).planned(plans.make(desk, "s"))
+    assert again.bits == desk.bits and not again.chosen
+    other = Plan("s", {"model.layers.9.x": 2}, 16)
+    with pytest.raises(InputError, match="other matrices"):
+        desk.planned(other)
+    with pytest.raises(InputError, match="does not know"):
+        desk.planned(Plan("s", {**desk.bits, UP: 6}, 16))
+
+
+def test_without_widths_nothing_changes(bare: Profile) -> None:
+    desk = Desk.of(bare)
+    assert desk.budgeted(2.0).totals == bare.totals
+    assert desk.size == bare.totals.size
+    assert frontier(desk) == []
+    with pytest.raises(InputError, match="p works out"):
+        desk.stepped(UP, 1)
+    with pytest.raises(InputError, match="p works"):
+        plans.make(desk, "s")
+
+
+def test_frontier_is_what_the_solver_finds(found: Profile) -> None:
+    """Its points are plans for some price, so the solver finds each at its size."""
+    desk = Desk.of(found)
+    curve = frontier(desk)
+    bits, costs = zip(*curve, strict=True)
+    assert list(bits) == sorted(bits) and list(costs) == sorted(costs, reverse=True)
+    assert (bits[0], bits[-1]) == pytest.approx(desk.limits)
+    for target, cost in curve[:: len(curve) // 6]:
+        totals = desk.budgeted(target + 1e-7).totals
+        assert totals.cost == pytest.approx(cost, rel=1e-6)
+
+
+def test_frontier_leaves_out_what_is_never_best(found: Profile) -> None:
+    row = found.operations[[o.name for o in found.operations].index(UP)]
+    first, second, third = row.options
+    bad = replace(row, options=(first, replace(second, cost=first.cost * 2), third))
+    one = replace(found, operations=(bad,))
+    assert len(frontier(Desk.of(one))) == 2
+
+
+# ---- rows
+
+
+def test_rows_are_sorted_and_filtered(found: Profile) -> None:
+    every = rows.lines(Desk.of(found))
+    assert [x.number for x in rows.arranged(every, "name")] == list(range(len(every)))
+    sizes = [x.size for x in rows.arranged(every, "size")]
+    assert sizes == sorted(sizes, reverse=True)
+    for order in rows.ORDERS:
+        assert len(rows.arranged(every, order)) == len(every)
+    words = [x.name for x in rows.arranged(every, "name", "LAYERS.1 proj")]
+    assert len(words) == 7 and all("layers.1." in name for name in words)
+    assert {x.kind for x in rows.arranged(every, "time", "norm")} == {"norm"}
+
+
+def test_cells(found: Profile) -> None:
+    desk = Desk.of(found, 3.0).stepped(UP, 5)
+    known = {x.name: x for x in rows.lines(desk)}
+    up, norm = rows.cells(known[UP], 1.0), rows.cells(known["model.norm"], 1.0)
+    assert (up["name"], up["bits"], up["time"][0]) == ("0.up_proj", "◂4 •", "~")
+    assert (norm["bits"], norm["cost"], norm["sensitivity"]) == (" 16  ", "", "")
+    two = rows.cells(known[UP].__class__(**{**vars(known[UP]), "bits": 3, "wider": True}), 1.0)
+    assert two["bits"] == "◂3▸•"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (1234.5, "1234"), (12.34, "12.3"), (1.2345, "1.2"), (0.5, "0.50"), (1e-5, "0.000")],
+)
+def test_numbers(value: float, text: str) -> None:
+    assert rows.number(value) == text
+
+
+def test_bars_and_signs() -> None:
+    assert [rows.bar(x, 1.0) for x in (1.0, 0.1, 1e-9, 0, None)] == ["█" * 6, "█" * 4, "█", "", ""]
+    assert rows.signed(-1.5, "MB") == "−1.5 MB" and rows.signed(2, "µs") == "+2.0 µs"
+    assert rows.share(50, 100) == "−50 %" and rows.share(1, 0) == ""
+
+
+def test_what_if_of_a_row_is_that_of_the_profile(found: Profile) -> None:
+    desk = Desk.of(found, 3.0)
+    option = desk.option(UP)
+    assert option is not None
+    said = rows.what_if(desk, UP)
+    assert [x.partition(" ")[0] for x in said] == [
+        f"{option.bits}→{b}" for b in (2, 3, 4) if b != option.bits
+    ]
+    then = found.what_if({**desk.bits, UP: 4})
+    if option.bits != 4:
+        assert rows.signed((then.size - desk.totals.size) / 1e6, "MB") in said[-1]
+    assert rows.what_if(desk, "model.norm") == []
+
+
+def test_slider_stays_within_its_room(found: Profile) -> None:
+    for budget in (2.2, 3.0, 4.0):
+        text = rows.slider(Desk.of(found, budget), 40)
+        assert len(text) == 38 and text.count("●") == 1
+
+
+# ---- files
+
+
+def test_plans_and_profiles_are_kept(found: Profile, tmp_path: Path) -> None:
+    folder = tmp_path / "data" / "plans"
+    made = plans.make(Desk.of(found), "signature")
+    plans.save(made, plans.plan_file(folder, "mine-3.5"))
+    assert plans.saved(folder) == ["mine-3.5"]
+    assert plan_files.read(folder / "mine-3.5.toml") == made
+    for bad in ("", "a/b", ".hidden", ".."):
+        with pytest.raises(InputError, match="no name"):
+            plans.plan_file(folder, bad)
+    file = plans.profile_file(tmp_path / "profiles", "owner/name of it")
+    plans.keep(found, file)
+    assert file.name == "owner-name-of-it.json" and profile_files.read(file) == found
+
+
+def test_only_models_with_a_plan_are_replaced(tmp_path: Path) -> None:
+    """A folder of a person's own, typed by mistake, would have been deleted."""
+    assert not plans.replaceable(tmp_path / "new")
+    with pytest.raises(InputError, match="no model with a plan"):
+        plans.replaceable(tmp_path)
+    for name in ("plan.toml", "config.json"):
+        (tmp_path / name).write_text("", "utf-8")
+    assert plans.replaceable(tmp_path)
+
+
+# ---- real tiny models
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    base = tiny()
+    checkpoint.save(tmp_path / "model", base.model, base.tokenizer, base="tests")
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    return tmp_path / "model"
+
+
+def little(tmp_path: Path) -> Options:
+    return Options(
+        ProfileOptions(8, 1),
+        CalibrationOptions((str(tmp_path / "text.txt"),), tokens=256, window=64),
+        str(tmp_path / "cache"),
+        MACHINE,
+    )
+
+
+def test_measured_planned_and_written(model: Path, tmp_path: Path) -> None:
+    """What the desk foretells is what the written model has, to the byte of its account."""
+    options = little(tmp_path)
+    with Engine.open(str(model)) as engine:
+        events = list(engine.stream(partial(work.profile, options=options)))
+        profiles = [e for e in events if isinstance(e, Profile)]
+        assert [p.totals.cost is not None for p in profiles] == [False, True]
+        assert all(work.describe(e) for e in events if not isinstance(e, Profile))
+        desk = Desk.of(profiles[-1], 3.3)
+        signature = engine.call(lambda base: base.signature).result()
+        plans.save(plans.make(desk, signature), tmp_path / "plan.toml")
+        wanted = partial(
+            work.write, options=options, plan=tmp_path / "plan.toml", out=tmp_path / "small"
+        )
+        *_, last = engine.stream(wanted)
+    assert isinstance(last, Written)
+    assert last.account.linear == pytest.approx(desk.totals.linear)
+    assert last.account.cost == pytest.approx(desk.totals.cost)
+    assert last.account.size == pytest.approx(desk.size, abs=1)
+    assert plan_files.read(tmp_path / "small" / "plan.toml").bits == desk.bits
+    with Engine.open(str(tmp_path / "small")) as engine:  # few bits already: no widths
+        events = list(engine.stream(partial(work.profile, options=options)))
+        assert sum(isinstance(e, Profile) for e in events) == 1
+        with pytest.raises(InputError, match="few bits already"):
+            list(engine.stream(replace_out(wanted, tmp_path / "again")))
+
+
+def replace_out(job: Any, out: Path) -> Any:
+    return partial(job.func, **{**job.keywords, "out": out})
+
+
+def test_work_stops_when_it_is_told(model: Path, tmp_path: Path) -> None:
+    with Engine.open(str(model)) as engine:
+        run = engine.stream(partial(work.profile, options=little(tmp_path)))
+        seen = []
+        for event in run:
+            seen.append(event)
+            run.cancel()
+        assert all(isinstance(e, Round) for e in seen)
+
+
+# ---- the screen
+
+
+def screen_of(services: Services, *pairs: Any) -> Any:
+    return app_with(services, quantize=QuantizeScreen)
+
+
+def bits(screen: QuantizeScreen) -> dict[str, int]:
+    assert screen.desk is not None
+    return dict(screen.desk.bits)
+
+
+def told(app: Any, part: str) -> bool:
+    """Whether the last error was this one."""
+    return bool(app.problems) and part in app.problems[-1].line
+
+
+async def move_to(pilot: Pilot[Any], name: str) -> None:
+    """Put the cursor on a row."""
+    table = pilot.app.screen.query_one(Operations)
+    table.focus()
+    table.move_cursor(row=[x.name for x in table.shown].index(name))
+    await until(pilot, lambda: table.current == name)
+
+
+async def answer(pilot: Pilot[Any], text: str) -> None:
+    """Answer the question that is or will be open."""
+    await until(pilot, lambda: isinstance(pilot.app.screen, Ask) and pilot.app.screen.query(Input))
+    pilot.app.screen.query_one(Input).value = text
+    await pilot.press("enter")
+    await until(pilot, lambda: not isinstance(pilot.app.screen, Ask))
+
+
+@pytest.mark.parametrize("size", [*SIZES, (40, 12)])
+def test_looks(size: tuple[int, int], found: Profile) -> None:
+    services = fake_services()
+    app = screen_of(services)
+
+    async def test(pilot: Pilot[Any]) -> None:
+        screen = app.screen
+        await until(pilot, lambda: services.status.state == "ready")
+        await until(pilot, lambda: all(x in screen_text(app) for x in ("No profile", "Bits")))
+        if size in SIZES:
+            await snapshot(pilot, "quantize-empty")
+        await screen.take(found)
+        screen._sort("size")
+        await move_to(pilot, UP)
+        wanted = ["3→2 ", "palette", "Bits"]
+        wanted += ["this plan", "note"] if size[0] > 100 else []
+        await until(pilot, lambda: all(x in screen_text(app) for x in wanted))
+        screen.query_one(Operations).scroll_home(animate=False)
+        if size in SIZES:
+            await snapshot(pilot, "quantize")
+
+    in_app(app, test, size)
+    services.engine.close()
+
+
+def test_keys_change_rows_budget_order_and_filter(found: Profile) -> None:
+    services = fake_services()
+    app = screen_of(services)
+
+    async def test(pilot: Pilot[Any]) -> None:
+        screen: QuantizeScreen = app.screen
+        await screen.take(found)
+        table = screen.query_one(Operations)
+        await move_to(pilot, UP)
+        first = bits(screen)
+        await pilot.press("left")
+        await until(pilot, lambda: bits(screen)[UP] == first[UP] - 1)
+        await until(pilot, lambda: "•" in screen_text(app))
+        await pilot.press("u")
+        await until(pilot, lambda: bits(screen) == first)
+        places = [x.name for x in table.shown]
+        await pilot.press(*["left_square_bracket"] * 3)  # quicker than a plan is made
+        await until(pilot, lambda: screen.desk and round(screen.desk.budget, 6) == 3.2)
+        assert screen.desk is not None
+        assert screen.desk.totals.linear <= 3.2
+        assert [x.name for x in table.shown] == places  # rows do not jump about
+        await pilot.press("left", "r")
+        await until(pilot, lambda: screen.desk is not None and not screen.desk.chosen)
+        await pilot.press("b")
+        await answer(pilot, "2,5")
+        await until(pilot, lambda: screen.desk is not None and screen.desk.budget == 2.5)
+        await pilot.press("b")
+        await answer(pilot, "few")
+        await until(pilot, lambda: told(app, "no number of bits"))
+        await pilot.press("s")
+        await until(pilot, lambda: screen.order == "size")
+        assert table.shown[0].size == max(x.size for x in table.shown)
+        assert table.current == UP
+        await pilot.press("slash")
+        screen.query_one("#filter", Input).value = "1. up"
+        await until(pilot, lambda: len(table.shown) == 1)
+        await pilot.press("enter")
+        await until(pilot, lambda: table.has_focus)
+        await pilot.press("right")
+        name = table.shown[0].name
+        await until(pilot, lambda: screen.desk is not None and name in screen.desk.chosen)
+
+    in_app(app, test, (120, 36))
+    services.engine.close()
+
+
+def test_profiles_and_plans_are_opened_and_saved(
+    found: Profile, model: Path, tmp_path: Path
+) -> None:
+    given = replace(found, model=str(model))
+    given.save(tmp_path / "given.json")
+    found.save(tmp_path / "other.json")
+    services = Services(Engine.open(str(model)), home=tmp_path / "a", shipped=tmp_path / "b")
+    app = screen_of(services)
+
+    async def test(pilot: Pilot[Any]) -> None:
+        screen: QuantizeScreen = app.screen
+        await until(pilot, lambda: services.status.state == "ready")
+        await pilot.press("e")  # nothing is there to be saved
+        await until(pilot, lambda: told(app, "no widths"))
+        await pilot.press("o")
+        await answer(pilot, str(tmp_path / "none.json"))
+        await until(pilot, lambda: told(app, "is no profile"))
+        await pilot.press("o")
+        await answer(pilot, str(tmp_path / "given.json"))
+        await until(pilot, lambda: screen.desk is not None)
+        recent = str(tmp_path / "given.json")
+        await until(pilot, lambda: services.settings.recent.get("profile") == recent)
+        first = bits(screen)
+        await pilot.press("e")
+        await answer(pilot, "mine")
+        await until(pilot, lambda: (tmp_path / "plans" / "mine.toml").is_file())
+        await pilot.press("b")
+        await answer(pilot, "2.3")
+        await until(pilot, lambda: bits(screen) != first)
+        await pilot.press("l")
+        await until(pilot, lambda: isinstance(app.focused, Input))
+        await pilot.press("tab", "enter")  # the first of those that are there
+        await until(pilot, lambda: bits(screen) == first)
+        await pilot.press("w")
+        await answer(pilot, str(tmp_path / "again.json"))
+        await until(pilot, lambda: (tmp_path / "again.json").is_file())
+        await pilot.press("o")
+        await answer(pilot, str(tmp_path / "other.json"))
+        await until(pilot, lambda: screen.desk and screen.desk.profile.model == "tiny")
+        await pilot.press("e")
+        await answer(pilot, "other")
+        await until(pilot, lambda: told(app, "choose that model"))
+
+    in_app(app, test, (110, 36))
+    services.engine.close()
+    assert profile_files.read(tmp_path / "again.json") == given
+
+
+def test_the_profile_that_was_open_last_opens_again(found: Profile, tmp_path: Path) -> None:
+    found.save(tmp_path / "given.json")
+    services = fake_services(folder=tmp_path)
+    services.change(recent={"profile": str(tmp_path / "given.json")})
+    app = screen_of(services)
+
+    async def test(pilot: Pilot[Any]) -> None:
+        await until(pilot, lambda: app.screen.desk is not None)
+
+    in_app(app, test, (80, 24))
+    services.engine.close()
+
+
+def open_tiny(source: str | None) -> Engine:
+    return Engine.open(source)
+
+
+def test_measure_and_apply_on_the_screen(model: Path, tmp_path: Path) -> None:
+    services = Services(
+        Engine.open(str(model)),
+        home=tmp_path / "adapters",
+        shipped=tmp_path / "features",
+        open_engine=open_tiny,
+    )
+    app = screen_of(services)
+    said: list[str] = []
+
+    async def test(pilot: Pilot[Any]) -> None:
+        screen: QuantizeScreen = app.screen
+        screen.options = little(tmp_path)
+        services.on_change(lambda: said.append(services.status.busy))
+        await until(pilot, lambda: services.status.state == "ready")
+        await pilot.press("p")
+        await until(pilot, lambda: screen.desk is not None and screen.desk.choices, LONG)
+        await until(pilot, lambda: not screen.working)
+        assert "measuring" in said
+        assert list((tmp_path / "profiles").glob("*.json"))
+        await pilot.press("a")
+        await answer(pilot, str(tmp_path))  # a folder that is no model stays
+        await until(pilot, lambda: told(app, "choose another folder"))
+        await pilot.press("a")
+        await answer(pilot, str(tmp_path / "small"))
+        await until(pilot, lambda: isinstance(app.screen, Question), LONG)
+        assert "quantizing" in said and (tmp_path / "small" / "plan.toml").is_file()
+        await pilot.press("y")
+        await until(pilot, lambda: services.status.model == "small")
+        await until(pilot, lambda: services.status.state == "ready")
+        assert services.status.bits is not None and services.status.bits < 16
+
+    in_app(app, test, (100, 30))
+    services.engine.close()
+
+
+def test_escape_stops_the_work(model: Path, tmp_path: Path) -> None:
+    services = Services(Engine.open(str(model)), home=tmp_path / "a", shipped=tmp_path / "b")
+    app = screen_of(services)
+
+    async def test(pilot: Pilot[Any]) -> None:
+        screen: QuantizeScreen = app.screen
+        screen.options = replace(little(tmp_path), measuring=ProfileOptions(8, 10_000))
+        await until(pilot, lambda: services.status.state == "ready")
+        assert not shown(app, "stop") and shown(app, "measure")
+        await pilot.press("p")
+        await until(pilot, lambda: screen.working and "measuring" in screen_text(app))
+        await until(pilot, lambda: "esc Stop" in screen_text(app))
+        assert shown(app, "stop") and not shown(app, "measure")
+        await pilot.press("escape")
+        await until(pilot, lambda: not screen.working)
+        await until(pilot, lambda: "p Measure" in screen_text(app))
+        free = services.engine.call(lambda _: "free")
+        await until(pilot, free.done)
+        assert services.status.busy == ""
+
+    in_app(app, test, (80, 24))
+    services.engine.close()
+
+
+def shown(app: Any, action: str) -> bool:
+    """Whether a key for ``action`` does something now."""
+    active: Sequence[Any] = list(app.screen.active_bindings.values())
+    return any(x.binding.action == action and x.enabled for x in active)

@@ -1,0 +1,705 @@
+"""The writing screen with scripted answers: every tool, and what a person does with them."""
+
+import threading
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+
+from afm_mlx.errors import InputError, ModelError
+from afm_mlx.features import FEATURES
+from afm_mlx.generation import SamplingMode
+from afm_mlx.tui.app import AfmApp
+from afm_mlx.tui.help import Keys
+from afm_mlx.tui.screen import Question
+from afm_mlx.tui.writing.files import FileDialog
+from afm_mlx.tui.writing.result import ResultPane
+from afm_mlx.tui.writing.screen import WritingScreen
+from afm_mlx.tui.writing.sheet import Editor, Reader
+from afm_mlx.tui.writing.tools import TOOLS
+from afm_mlx.tui.writing.work import Result, Written
+from tests.tui.support import (
+    SIZES,
+    Answers,
+    ScriptedEngine,
+    app_with,
+    check_snapshot,
+    fake_services,
+    in_app,
+    screen_text,
+    until,
+)
+
+import pytest
+from textual.app import App, ComposeResult
+from textual.document._document import EditResult
+from textual.document._edit import Edit
+from textual.pilot import Pilot
+from textual.widgets import Button, DataTable, Input, OptionList, Static
+
+
+class Person:
+    """Someone at the writing screen."""
+
+    def __init__(self, pilot: Pilot[None]) -> None:
+        assert isinstance(pilot.app.screen, WritingScreen)
+        self.pilot, self.app, self.screen = pilot, pilot.app, pilot.app.screen
+        engine = self.screen.services.engine
+        assert isinstance(engine, ScriptedEngine)
+        self.engine = engine
+
+    @property
+    def text(self) -> str:
+        return self.screen.editor.text
+
+    @property
+    def shown(self) -> str:
+        """What stands in the pane of the result."""
+        return self.screen.query_one(Reader).text
+
+    @property
+    def told(self) -> str:
+        """All notifications so far."""
+        return "\n".join(n.message for n in self.app._notifications)
+
+    @property
+    def result(self) -> Result:
+        assert self.screen.desk.result is not None
+        return self.screen.desk.result
+
+    @property
+    def remarks(self) -> str:
+        return str(self.screen.query_one("#remark", Static).content)
+
+    def write(self, text: str) -> None:
+        self.screen.editor.load_text(text)
+        self.screen.editor.focus()
+
+    def select(self, start: tuple[int, int], end: tuple[int, int]) -> None:
+        self.screen.editor.selection = type(self.screen.editor.selection)(start, end)
+
+    async def press(self, *keys: str) -> None:
+        await self.pilot.press(*keys)
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        await until(self.pilot, condition)
+
+    async def drawn(self) -> None:
+        """Wait until what is shown is what lies on the desk."""
+        await self.pilot.pause()
+        await self.app.workers.wait_for_complete([w for w in self.app.workers if w.group == "view"])
+        await self.pilot.pause()
+
+    async def done(self, asking: Awaitable[object]) -> None:
+        """Ask, and wait for the result."""
+        before = self.screen.desk.result
+        await asking
+        await self.until(lambda: self.screen.desk.result is not before)
+        await self.drawn()
+
+    async def use(self, tool: str) -> None:
+        """Use a tool by its button."""
+        self.screen.query_one(f"#{tool}", Button).press()
+        await self.done(self.pilot.pause())
+
+    async def describe(self, instruction: str) -> None:
+        await self.press("ctrl+g")
+        self.screen.query_one("#change", Input).value = instruction
+        await self.done(self.pilot.press("enter"))
+
+
+def at_the_desk(
+    test: Callable[[Person], Awaitable[None]],
+    answers: Answers = "yes",
+    size: tuple[int, int] = (100, 20),
+) -> None:
+    app = app_with(fake_services(answers), writing=WritingScreen)
+
+    async def run(pilot: Pilot[None]) -> None:
+        await until(pilot, lambda: isinstance(app.screen, WritingScreen) and app.screen.is_mounted)
+        await until(pilot, lambda: bool(app.screen.query(ResultPane)))
+        await test(Person(pilot))
+
+    in_app(app, run, size)
+
+
+def test_every_tool_asks_for_its_own_feature() -> None:
+    answers = {
+        "friendly": "Hi Ana, the bus is late!",
+        "professional": "Dear Ana, the bus is late.",
+        "concise": "Bus late, Ana.",
+        "rewrite": "Ana, the bus is late.",
+        "summary": "The bus is late.",
+        "key-points": "- The bus is late",
+        "list": "- Ana\n- The bus is late",
+    }
+    said = {FEATURES[name].instructions: answer for name, answer in answers.items()}
+
+    async def test(person: Person) -> None:
+        person.write("ana the bus is late")
+        for name, answer in answers.items():
+            await person.use(name)
+            assert FEATURES[name].instructions in person.engine.prompts[-1]
+            assert person.engine.prompts[-1].rfind("ana the bus is late") > 0
+            assert person.shown.strip() == answer
+            assert person.screen.pane.border_title == FEATURES[name].title
+        await person.press("ctrl+s")
+        assert person.text == answers["list"]
+        assert len(person.screen.history.past) == 2 + len(answers)
+
+    at_the_desk(test, said)
+
+
+BEFORE, AFTER = "Their are too keys hear, ok", "There are two keys here, OK"
+
+
+def test_proofreading_one_change_at_a_time() -> None:
+    async def test(person: Person) -> None:
+        person.write(BEFORE)
+        await person.use("proofread")
+        assert person.shown == "[-Their-+There+] are -too-+two+ keys -hear,-+here,+ -ok-+OK+"
+        assert person.remarks.startswith("1/4 -Their- +There+ · spelling or form · 4 open")
+        await person.press("y")
+        assert person.text == "There are too keys hear, ok"
+        await person.press("n")
+        await person.drawn()
+        assert person.text == "There are too keys hear, ok"
+        assert person.shown == "+There+ are too keys [-hear,-+here,+] -ok-+OK+"
+        await person.press("space", "y")
+        assert person.text == "There are too keys hear, OK"
+        # Every decision is a step of its own.
+        await person.press("ctrl+z")
+        assert person.text == "There are too keys hear, ok"
+        await person.press("ctrl+z", "ctrl+z")
+        assert person.text == BEFORE
+        await person.press("ctrl+y")
+        assert person.text == "There are too keys hear, ok"
+        await person.press("a")
+        assert person.text == AFTER
+        await person.press("x")
+        assert person.text == BEFORE
+        await person.drawn()
+        assert "undone · all decided" in person.remarks
+        # Accepting keeps what is open.
+        await person.use("proofread")
+        await person.press("n", "ctrl+s")
+        assert person.text == "Their are two keys here, OK"
+        # Keys of the review must not act while a person types.
+        await person.press("ctrl+n")
+        person.screen.editor.move_cursor(person.screen.editor.document.end)
+        await person.press("x", "a")
+        assert person.text == "Their are two keys here, OKxa"
+
+    at_the_desk(test, AFTER)
+
+
+class Paced(threading.Event):
+    """Lets some words through, and the others when it is set."""
+
+    def __init__(self, words: int) -> None:
+        super().__init__()
+        self.words = words
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.words -= 1
+        return self.words >= 0 or super().wait(timeout)
+
+
+def test_streaming_stopping_and_writing_it_again() -> None:
+    async def test(person: Person) -> None:
+        person.write("one two three")
+        person.engine.go_on = Paced(2)
+        person.screen.use(TOOLS[1])
+        await person.until(lambda: "alpha beta" in person.shown)
+        assert person.screen.pane.border_subtitle == "writing"
+        await person.until(lambda: "Stop" in screen_text(person.app))
+        await person.press("ctrl+s")  # there is nothing whole to accept yet
+        assert person.text == "one two three"
+        await person.press("escape")
+        assert person.screen.running is None
+        person.engine.go_on.set()
+        await person.drawn()
+        assert person.shown.split() == ["alpha", "beta"]
+        assert "stopped" in str(person.screen.pane.border_subtitle)
+        await person.until(lambda: "Stop" not in screen_text(person.app))
+        await person.press("ctrl+s")
+        assert "not whole" in person.told
+        assert person.text == "one two three"
+        await person.press("ctrl+r")
+        await person.until(lambda: person.screen.desk.result)
+        assert person.result.text == "alpha beta gamma delta"
+        assert person.engine.requests[-1].options == person.engine.requests[0].options
+
+    at_the_desk(test, "alpha beta gamma delta")
+
+
+def test_what_an_older_run_writes_is_dropped() -> None:
+    # Messages of the run before came into the sheet of the new one.
+    answers = {FEATURES["rewrite"].instructions: "old old old", "": "new"}
+
+    async def test(person: Person) -> None:
+        person.write("one two three")
+        person.engine.go_on = Paced(1)
+        person.screen.use(TOOLS[1])
+        await person.until(lambda: "old" in person.shown)
+        number = person.screen._number
+        person.screen.use(TOOLS[2])
+        person.screen.post_message(WritingScreen.Came(number, Written((0, 1), "old old")))
+        person.screen.post_message(WritingScreen.Failed(number, InputError("old trouble")))
+        person.engine.go_on.set()
+        await person.until(lambda: person.screen.desk.result)
+        await person.drawn()
+        assert person.shown == "new"
+        assert person.result.job.tool.name == "friendly"
+        assert "old trouble" not in person.told
+        assert len(person.screen.history.past) == 2
+
+    at_the_desk(test, lambda prompt: answers[_known(prompt, answers)])
+
+
+def _known(prompt: str, answers: Mapping[str, str]) -> str:
+    return next(part for part in answers if part in prompt)
+
+
+def test_the_sheet_gets_additions_only() -> None:
+    # The whole text anew for each token makes long answers slower and slower.
+    class Counting(Reader):
+        def __init__(self) -> None:
+            super().__init__()
+            self.sizes: list[int] = []
+
+        def edit(self, edit: Edit) -> EditResult:
+            self.sizes.append(len(edit.text))
+            return super().edit(edit)
+
+    class Sheets(App[None]):
+        def compose(self) -> ComposeResult:
+            yield Counting()
+
+    async def test(pilot: Pilot[None]) -> None:
+        sheet = pilot.app.query_one(Counting)
+        sheet.begin()
+        words = "All of these words come one by one".split()
+        for count in range(1, len(words) + 1):
+            sheet.stream((0, 1), " ".join(words[:count]))
+        assert sheet.text == " ".join(words)
+        assert max(sheet.sizes) <= len(" these")
+        sheet.stream((0, 2), "Next")
+        sheet.stream((0, 2), "Another attempt")
+        assert sheet.text == " ".join(words) + "\nAnother attempt"
+        sheet.begin()
+        assert sheet.text == ""
+
+    in_app(Sheets(), test, (40, 12))
+
+
+def test_another_answer_is_sampled() -> None:
+    async def test(person: Person) -> None:
+        person.write("hey ana")
+        await person.use("friendly")
+        for attempt in (1, 2):
+            await person.done(person.pilot.press("ctrl+r"))
+            options = person.engine.requests[-1].options
+            assert options.sampling == SamplingMode.random(seed=attempt)
+            assert options.temperature > 0
+        await person.drawn()
+        assert "answer 3" in person.remarks
+        assert person.engine.requests[0].options.sampling == SamplingMode.greedy()
+        # The answer before comes back by undoing.
+        await person.press("ctrl+z")
+        assert person.result.job.attempt == 1
+
+    at_the_desk(test, "Hello Ana!")
+
+
+def test_original_and_changes_are_a_key_away() -> None:
+    async def test(person: Person) -> None:
+        person.write("hey ana, late")
+        await person.use("friendly")
+        await person.press("ctrl+o")
+        await person.drawn()
+        assert person.shown == "hey ana, late"
+        assert "Friendly · original" in screen_text(person.app)
+        await person.press("ctrl+o")
+        await person.drawn()
+        assert person.shown == "Hi Ana, late"
+        await person.press("ctrl+b")
+        await person.drawn()
+        assert person.shown == "-hey ana,-+Hi Ana,+ late"
+        await person.press("ctrl+s", "ctrl+o")
+        await person.drawn()
+        assert person.text == "Hi Ana, late"
+        assert person.shown == "hey ana, late"  # of before it was accepted
+
+    at_the_desk(test, "Hi Ana, late")
+
+
+def test_a_described_change_and_a_follow_up() -> None:
+    answers = {"Change: shorter": "Bus late.", "Change: as a question": "Is the bus late?"}
+
+    async def test(person: Person) -> None:
+        person.write("the bus is late")
+        await person.describe("shorter")
+        assert "Change: shorter\nText: the bus is late" in person.engine.prompts[-1]
+        await person.describe("as a question")
+        assert "Change: as a question\nText: Bus late." in person.engine.prompts[-1]
+        assert person.shown == "Is the bus late?"
+        assert person.remarks == "asked for: 1 shorter → 2 as a question"
+        await person.press("ctrl+z")
+        await person.drawn()
+        assert person.shown == "Bus late."
+        await person.press("ctrl+y", "ctrl+s")
+        assert person.text == "Is the bus late?"
+        before = len(person.engine.prompts)
+        await person.press("ctrl+g", "enter")  # nothing described: nothing asked
+        assert len(person.engine.prompts) == before
+
+    at_the_desk(test, answers)
+
+
+def test_replies_go_into_the_conversation() -> None:
+    async def test(person: Person) -> None:
+        person.write("hello there")
+        person.screen.use(TOOLS[-1])
+        await person.until(lambda: "no name" in person.told)
+        person.write("me: Tea?\nAna: Yes! At 4?\nin the yard")
+        await person.use("smart-reply")
+        assert "Ana: Yes! At 4? in the yard" in person.engine.prompts[-1]
+        options = person.screen.query_one(OptionList)
+        assert [str(o.prompt) for o in options.options] == ["Yes, see you!", "Sorry, not at 4."]
+        assert options.has_focus
+        await person.press("down", "enter")
+        assert person.text.endswith("in the yard\nme: Sorry, not at 4.")
+        await person.press("ctrl+z")
+        assert person.text.endswith("in the yard")
+
+    at_the_desk(test, "Yes, see you!\nSorry, not at 4.")
+
+
+def test_a_table_is_a_table() -> None:
+    async def test(person: Person) -> None:
+        person.write("Eco 4, Full [b]9[/b]")
+        await person.use("table")
+        table = person.screen.query_one(DataTable)
+        assert table.has_focus
+        assert [str(c.label) for c in table.columns.values()] == ["Mode", "Litres"]
+        rows = [[str(cell) for cell in table.get_row_at(i)] for i in range(table.row_count)]
+        assert rows == [["Eco", "4"], ["Full", "[b]9[/b]"]]
+        await person.press("ctrl+s")
+        assert person.text.splitlines()[0] == "| Mode | Litres |"
+
+    at_the_desk(test, "| Mode | Litres |\n|---|---|\n| Eco | 4 |\n| Full | [b]9[/b] |")
+
+
+def test_a_selection_alone_is_worked_on() -> None:
+    async def test(person: Person) -> None:
+        person.write("Dear Ana,\nthe bus is late\nBye")
+        person.select((1, 0), (1, 15))
+        await person.use("friendly")
+        assert "Dear Ana" not in person.engine.prompts[-1]
+        assert "Friendly · selection" in screen_text(person.app)
+        await person.press("ctrl+s")
+        assert person.text == "Dear Ana,\nOh no, late!\nBye"
+
+    at_the_desk(test, "Oh no, late!")
+
+
+def test_what_is_protected_stays() -> None:
+    source = "Hey.\n```\nx=1\n```\nOpen https://a.org/x now.\n> was quoted\n"
+
+    def answer(prompt: str) -> str:
+        return "Please open the page now!" if "Open" in prompt.rpartition("user")[2] else "Hello!"
+
+    async def test(person: Person) -> None:
+        person.write(source)
+        await person.use("friendly")
+        assert len(person.engine.prompts) == 2
+        assert not any("x=1" in p or "was quoted" in p for p in person.engine.prompts)
+        shown = screen_text(person.app)
+        assert "! lost: https://a.org/x (link)" in shown
+        assert "Keep the original sentence" in shown
+        await person.press("k", "ctrl+s")
+        assert person.text == source.replace("Hey.", "Hello!")
+        assert not person.result.lost
+
+    at_the_desk(test, answer)
+
+
+def test_errors_leave_the_screen_in_order() -> None:
+    async def test(person: Person) -> None:
+        person.write("> quoted\n")
+        person.screen.use(TOOLS[1])
+        await person.until(lambda: "your own words" in person.told)
+        person.write("   ")
+        person.screen.use(TOOLS[1])
+        await person.until(lambda: "the text is empty" in person.told)
+        assert person.engine.prompts == []
+        assert person.screen.running is None
+
+        def broken(prompt: str) -> str:
+            raise ModelError("the model is gone: open another one")
+
+        person.write("hey")
+        person.engine.answers = broken
+        person.screen.use(TOOLS[1])
+        await person.until(lambda: "the model is gone" in person.told)
+        assert person.screen.running is None
+        person.engine.answers = "Hello!"
+        await person.press("ctrl+r")
+        await person.until(lambda: person.screen.desk.result)
+
+    at_the_desk(test)
+
+
+ODD = "[bold]x[/] <|im_end|> 👩‍👩‍👧 שלום \x1b[31mred\x07 ok"
+
+
+def test_text_is_shown_and_sent_as_it_is() -> None:
+    # Markup vanished, an escape sequence coloured the terminal, a special token ended the prompt.
+    async def test(person: Person) -> None:
+        person.write(ODD)
+        await person.use("rewrite")
+        assert ODD in person.engine.prompts[-1]
+        tokens = list(person.engine.requests[-1].tokens)
+        assert tokens.count(2) == person.engine.prompts[-1].count("<|im_end|>") - 1
+        await person.press("ctrl+s")
+        assert person.text == ODD
+        shown = screen_text(person.app)
+        assert "[bold]x[/] <|im_end|>" in shown and "␛[31mred␇" in shown
+        assert "\x1b" not in shown
+        await person.press("ctrl+b")
+        await person.drawn()
+        assert person.shown == ODD
+
+    at_the_desk(test, ODD)
+
+
+def test_keys_alone_and_undoing_typing_and_steps_in_their_order() -> None:
+    async def test(person: Person) -> None:
+        person.write("")
+        await person.press("h", "i", "ctrl+t", "right", "right", "enter")
+        await person.until(lambda: person.screen.desk.result)
+        assert person.result.job.tool.name == "friendly"
+        assert person.screen.pane.has_focus_within
+        await person.press("ctrl+s", "ctrl+n")
+        assert person.screen.editor.has_focus
+        person.screen.editor.move_cursor(person.screen.editor.document.end)
+        await person.press("x")
+        assert person.text == "Hello!x"
+        await person.press("ctrl+z")
+        assert person.text == "Hello!"
+        await person.press("ctrl+y")
+        assert person.text == "Hello!x"
+        await person.press("ctrl+z", "ctrl+z")
+        assert person.text == "hi"
+        await person.press("ctrl+z", "ctrl+z")  # the result, then the typing
+        assert (person.text, person.screen.desk.result) == ("", None)
+        await person.press("ctrl+z")
+        assert "no step" in person.told
+        person.screen.editor.focus()
+        await person.press("f7")  # a text area has a use of its own for it
+        await person.until(lambda: isinstance(person.app.screen, Keys))
+
+    at_the_desk(test, "Hello!")
+
+
+def test_quitting_asks_and_can_be_called_off(tmp_path: Path) -> None:
+    """A key held down too long answered the question, and No left only saving or losing."""
+
+    async def test(person: Person) -> None:
+        screen = person.screen
+        person.write("precious")
+        for no in ("n", "escape"):
+            await person.press("ctrl+q", "ctrl+q")
+            await person.until(lambda: isinstance(person.app.screen, Question))
+            await person.press("ctrl+q")
+            assert isinstance(person.app.screen, Question) and not person.app._exit
+            await person.press(no)
+            await person.until(lambda: person.app.screen is screen)
+            assert person.text == "precious"
+        await person.press("f9")
+        await person.until(lambda: isinstance(person.app.screen, FileDialog))
+        person.app.screen.query_one(Input).value = str(tmp_path / "kept.txt")
+        await person.press("enter")
+        await person.until(lambda: person.app.screen is screen and not screen.unsaved)
+        assert (tmp_path / "kept.txt").read_text() == "precious"
+        person.write("more")
+        await person.press("ctrl+q")
+        await person.until(lambda: isinstance(person.app.screen, Question))
+        await person.press("y")
+        await person.until(lambda: person.app._exit)
+        assert (tmp_path / "kept.txt").read_text() == "precious"
+
+    at_the_desk(test, "Hello!")
+
+
+def test_a_closed_terminal_does_not_wait_for_an_answer() -> None:
+    async def test(person: Person) -> None:
+        person.write("not saved")
+        await person.press("ctrl+q")
+        await person.until(lambda: isinstance(person.app.screen, Question))
+        assert isinstance(person.app, AfmApp)
+        person.app._end_alone()
+        await person.until(lambda: person.app._exit)
+
+    at_the_desk(test, "Hello!")
+
+
+def test_opening_and_saving(tmp_path: Path) -> None:
+    letter = tmp_path / "letter.txt"
+    letter.write_bytes("Grüße\r\nAna\r\n".encode("utf-16"))
+    (tmp_path / "left.txt").write_text("other")
+
+    async def test(person: Person) -> None:
+        screen = person.screen
+        person.write("not saved")
+        await person.press("ctrl+l")
+        await person.until(lambda: isinstance(person.app.screen, Question))
+        await person.press("n")
+        await person.until(lambda: person.app.screen is screen)
+        assert person.text == "not saved"
+        await person.press("ctrl+l")
+        await person.until(lambda: isinstance(person.app.screen, Question))
+        await person.press("y")
+        await person.until(lambda: isinstance(person.app.screen, FileDialog))
+        path = person.app.screen.query_one(Input)
+        path.value = "zebra"  # a border at its focus hid what was typed
+        await person.until(lambda: "zebra" in screen_text(person.app))
+        path.value = f"{tmp_path}/nothing.txt"
+        await person.press("enter")
+        await person.until(lambda: "cannot open" in screen_text(person.app))
+        path.value = f"{tmp_path}/let"
+        path.cursor_position = len(path.value)
+        await person.until(lambda: person.app.screen.query_one(OptionList).option_count == 1)
+        await person.press("tab")
+        await person.until(lambda: path.value == str(letter))
+        await person.press("enter")
+        await person.until(lambda: person.app.screen is screen)
+        assert person.text == "Grüße\nAna\n"
+        assert screen.editor.border_title == "Text · letter.txt"
+        screen.editor.focus()
+        screen.editor.move_cursor((1, 0))
+        await person.press("X")
+        await person.until(lambda: screen.editor.border_title == "Text · letter.txt · not saved")
+        await person.press("f9")
+        await person.until(lambda: not screen.unsaved)
+        assert letter.read_bytes().decode("utf-16") == "Grüße\r\nXAna\r\n"
+        # Another program's changes are not lost without a question.
+        letter.write_bytes(b"changed outside")
+        await person.press("Y", "f9")
+        await person.until(lambda: isinstance(person.app.screen, Question))
+        await person.press("n")
+        await person.until(lambda: person.app.screen is screen)
+        assert letter.read_bytes() == b"changed outside"
+        await person.press("f10")
+        await person.until(lambda: isinstance(person.app.screen, FileDialog))
+        person.app.screen.query_one(Input).value = str(tmp_path / "left.txt")
+        await person.press("enter")
+        await person.until(lambda: isinstance(person.app.screen, Question))
+        await person.press("y")
+        await person.until(lambda: person.app.screen is screen and not screen.unsaved)
+        assert (tmp_path / "left.txt").read_bytes().decode("utf-16") == "Grüße\r\nXYAna\r\n"
+
+    at_the_desk(test)
+
+
+def test_a_long_text(tmp_path: Path) -> None:
+    line = "The bus number 12 to the old harbour is late again today, says Ana. " * 5
+    lines = [line] * 590
+    text = "\n".join(lines)
+    assert len(text) > 200_000
+    file = tmp_path / "long.txt"
+    file.write_text(text)
+
+    async def test(person: Person) -> None:
+        assert await person.screen.open_file(file)
+        person.select((300, 0), (300, 37))
+        await person.use("friendly")
+        await person.press("ctrl+s")
+        lines[300] = "Sorry, is" + line[39:]
+        assert person.text == "\n".join(lines)
+        await person.press("ctrl+o", "ctrl+z")
+        assert person.text == text
+        # All of it is over the limit of a request: it says so.
+        person.select((0, 0), (0, 0))
+        person.screen.use(TOOLS[5])
+        await person.until(lambda: "split it" in person.told)
+
+    at_the_desk(test, "Sorry,")
+
+
+def test_one_long_line_is_not_wrapped() -> None:
+    # every key took seconds, since the line was wrapped for each of its rows
+    async def test(person: Person) -> None:
+        editor = person.screen.query_one(Editor)
+        editor.become("word " * 40_000)
+        await person.until(lambda: not editor.soft_wrap)
+        editor.become("word " * 100)
+        await person.until(lambda: editor.soft_wrap)
+
+    at_the_desk(test)
+
+
+def test_the_clipboard(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(person: Person) -> None:
+        await person.press("ctrl+v")
+        assert "terminal's own key" in person.told
+        person.write("hey")
+        await person.use("friendly")
+        monkeypatch.setenv("TERM", "linux")
+        await person.press("ctrl+c")
+        assert person.app.clipboard == "Hello, Ana!"
+        assert "no clipboard for programs" in person.told
+        monkeypatch.setenv("TERM", "xterm-256color")
+        monkeypatch.delenv("TERM_PROGRAM", raising=False)
+        person.screen.editor.focus()
+        person.select((0, 0), (0, 2))
+        await person.press("ctrl+c")
+        assert person.app.clipboard == "he"
+        assert "Copied 2 characters to the terminal's clipboard" in person.told
+        await person.press("ctrl+v", "ctrl+v")
+        assert person.text == "hehey"
+
+    at_the_desk(test, "Hello, Ana!")
+
+
+def test_little_room() -> None:
+    async def test(person: Person) -> None:
+        person.write(BEFORE)
+        await person.use("proofread")
+        shown = screen_text(person.app)
+        assert "[-Their-+There+]" in shown and "Keep y" in shown
+        assert "Describe the next change" in shown and "Proofread" in shown
+        assert not person.screen.editor.display
+        await person.press("a", "ctrl+n")
+        await person.pilot.pause()
+        assert AFTER[:20] in screen_text(person.app)
+        assert not person.screen.pane.display
+        await person.press("ctrl+g", "z", "e", "b", "r", "a")
+        await person.until(lambda: "zebra" in screen_text(person.app))
+
+    at_the_desk(test, AFTER, (40, 12))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_looks(size: tuple[int, int]) -> None:
+    answers = {
+        FEATURES["proofread"].instructions: "I think they're going to ship it tomorrow.",
+        FEATURES["table"].instructions: "| What | When |\n|---|---|\n| They ship it | tomorrow |",
+    }
+
+    async def test(person: Person) -> None:
+        async def looks(name: str, key: str) -> None:
+            await person.until(lambda: key in screen_text(person.app))  # the footer comes last
+            check_snapshot(person.app, name)
+
+        await person.drawn()
+        await looks("writing-empty", "Accept")
+        person.write("i think their going to ship it tomorow.")
+        await person.use("proofread")
+        for theme in ("textual-dark", "textual-light"):
+            person.app.theme = theme
+            await person.pilot.pause()
+            await looks("writing-proofread", "Original")
+        await person.use("table")
+        await looks("writing-table", "Original")
+
+    at_the_desk(test, answers, size)

@@ -1,0 +1,1 @@
+"""F1: stacks of notifications in one line each, and what is urgent."""

@@ -1,0 +1,1 @@
+"""The writing tools' screen."""
