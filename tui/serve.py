@@ -100,6 +100,13 @@ def make_server(run: str, port: int, secret: str) -> Any:
             """Be silent: requests name the secret."""
 
         async def on_startup(self, app: Any) -> None:
+            """Say nothing yet: it does not listen before its start-up is over."""
+
+        def serve(self, debug: bool = False) -> None:
+            self.debug = debug
+            web.run_app(self._make_app(), host=self.host, port=self.port, print=self.announce)
+
+        def announce(self, _: str) -> None:
             address = f"http://{HOST}:{port}/{secret}/"
             self.console.print(f"afm is at {address}", soft_wrap=True, highlight=False)
             self.console.print("Ctrl-C ends it.", highlight=False)

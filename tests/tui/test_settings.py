@@ -17,7 +17,7 @@ CHOSEN = Settings(
     adapter=None,
     adapters={"summary": AUTO, "proofread": "/own/one"},
     switched_off=("Mail",),
-    inbox="/tmp/inbox.jsonl",
+    inbox="/own/inbox.jsonl",
     recent={"profile": "profile.json"},
 )
 
