@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
+from afm_mlx.constraints import Constraint
 from afm_mlx.engine import Engine
 from afm_mlx.errors import CancelledRequestError, InputError
 from afm_mlx.facts import Claim, english, unsupported
@@ -25,7 +26,7 @@ from afm_mlx.features.inputs import (
     Thread,
 )
 from afm_mlx.features.reading import Proofread
-from afm_mlx.generation import Constraint, GenerationOptions, Metrics, Request, Snapshot
+from afm_mlx.generation import GenerationOptions, Metrics, Request, Snapshot
 from afm_mlx.grounding import Grounding, vocabulary
 from afm_mlx.keeping import Keeping
 from afm_mlx.text import MAX_CHARACTERS, parts
