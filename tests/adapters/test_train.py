@@ -20,7 +20,8 @@ from afm_mlx.adapters.train import Event, Finished, Planned, train_adapter
 from afm_mlx.data.packing import Batch, Batches, Windows
 from afm_mlx.data.tokens import TokenStore
 from afm_mlx.errors import InputError
-from afm_mlx.model import PRESETS, Model, ModelArgs
+from afm_mlx.model import PRESETS, Model
+from afm_mlx.model_args import ModelArgs
 from afm_mlx.quant.affine import quantize
 from afm_mlx.quant.layers import make_ready, quantized_layer
 from afm_mlx.quant.palette import palettize
