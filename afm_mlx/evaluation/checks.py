@@ -40,6 +40,8 @@ class Ratio(NamedTuple):
 
 
 Scores = dict[str, Ratio]
+Key = tuple[str, str, str]
+"""What tells answers apart: variant, kind and row."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,10 @@ class Given:
             cost.prefill_time + cost.decode_time,
             answer.cut,
         )
+
+    @property
+    def key(self) -> Key:
+        return self.variant, self.kind, self.id
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Given":
