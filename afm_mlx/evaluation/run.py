@@ -91,7 +91,7 @@ class Answers:
         if self.path is None:
             yield self._take
             return
-        new = not self.path.exists()
+        new = not _lines(self.path)  # an earlier run may have been killed in its first line
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with Log(self.path) as file:
