@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from afm_mlx.adapters.store import Loaded, Store
+from afm_mlx.constraints import Constraint, restricted
 from afm_mlx.errors import InputError
 from afm_mlx.generation import (
     Cancelled,
-    Constraint,
     FinishReason,
     Request,
     Snapshot,
@@ -24,7 +24,6 @@ from afm_mlx.generation import (
     answer_budget,
     bytes_per_token,
     read_prompt,
-    restricted,
 )
 from afm_mlx.model import Model
 from afm_mlx.prefixes import PrefixCache

@@ -82,12 +82,14 @@ class Store:
 
     @staticmethod
     def find(folder: Path) -> dict[str, Path]:
-        """Adapter folders by name: ``folder`` itself, or those in it."""
+        """Adapter folders by name: ``folder`` itself, or those in it; hidden ones are being
+        written, or never were to their end."""
         folder = Path(folder)
         if formats.is_adapter(folder):
             return {folder.resolve().name: folder}
         inside = sorted(folder.iterdir()) if folder.is_dir() else []
-        return {path.name: path for path in inside if formats.is_adapter(path)}
+        shown = (path for path in inside if not path.name.startswith("."))
+        return {path.name: path for path in shown if formats.is_adapter(path)}
 
     @property
     def names(self) -> list[str]:

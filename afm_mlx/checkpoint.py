@@ -18,7 +18,8 @@ from afm_mlx import __version__, hub
 from afm_mlx.errors import AFMError, InputError, ModelError, first_line
 from afm_mlx.files import REMEDY, new_folder
 from afm_mlx.gguf import GGUF
-from afm_mlx.model import Model, ModelArgs, named_weights
+from afm_mlx.model import Model, named_weights
+from afm_mlx.model_args import ModelArgs
 from afm_mlx.quant.layers import configuration, make_ready, set_dtype, shape_like
 from afm_mlx.tokenizer import Tokenizer
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from afm_mlx.errors import ModelError, first_line
-from afm_mlx.model import ModelArgs
+from afm_mlx.model_args import ModelArgs
 
 import mlx.core as mx
 import numpy as np

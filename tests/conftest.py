@@ -9,7 +9,8 @@ from afm_mlx.checkpoint import Checkpoint
 from afm_mlx.engine import Engine
 from afm_mlx.errors import ModelError
 from afm_mlx.hub import embedded
-from afm_mlx.model import PRESETS, Model, ModelArgs, named_weights
+from afm_mlx.model import PRESETS, Model, named_weights
+from afm_mlx.model_args import ModelArgs
 from afm_mlx.tokenizer import Tokenizer
 
 import mlx.core as mx

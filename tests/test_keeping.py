@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from afm_mlx.generation import GenerationOptions, Request, generate, restricted
+from afm_mlx.constraints import restricted
+from afm_mlx.generation import GenerationOptions, Request, generate
 from afm_mlx.keeping import Keeping
 from afm_mlx.model import PRESETS
 from tests.conftest import random_model, tiny_tokenizer

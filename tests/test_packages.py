@@ -295,6 +295,14 @@ def test_low_bit_models_start_from_their_recovery_adapter(tmp_path: Path) -> Non
         assert number(mx.abs(change - wanted).max()) < 2e-2 * number(mx.abs(wanted).max())
 
 
+def test_a_row_that_says_too_little_is_named(tmp_path: Path) -> None:
+    one = package(tmp_path, "one")
+    for row, lack in ({"text": "a"}, "lacks 'id'"), ({"id": "7", "text": "a"}, "row 7 lacks"):
+        pupil.write(one.evaluation, [row])
+        with pytest.raises(InputError, match=lack):
+            next(judge(pupil.base(), one, None, tmp_path))
+
+
 def test_the_judge_answers_through_the_features(tmp_path: Path) -> None:
     one = package(tmp_path, "one", "priority")
     rows = [
@@ -327,6 +335,7 @@ def test_the_judge_answers_through_the_features(tmp_path: Path) -> None:
     judging = judge(base, one, folder, tmp_path)
     next(judging)
     judging.close()
+    assert not lora.taken(base.model)
     (log,) = (tmp_path / "answers").iterdir()
     assert len(log.read_text("utf-8").splitlines()) == 5  # the settings, and four side by side
     # Training after an engine was closed: its streams are gone, those of this thread are not.
@@ -454,6 +463,10 @@ def test_a_package_without_its_data_says_so(tmp_path: Path) -> None:
     one.train.unlink()
     with pytest.raises(InputError, match="restore the package"):
         list(run(tmp_path, [one]))
+    two = package(tmp_path, "two")
+    two.evaluation.unlink()  # only asked for when all was trained, once
+    with pytest.raises(InputError, match="restore the package"):
+        next(run(tmp_path, [two]))
     with pytest.raises(InputError, match="cannot read"):
         read(tmp_path / "nowhere")
 

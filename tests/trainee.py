@@ -16,7 +16,8 @@ from afm_mlx.data.packing import Batch, Batches, Windows
 from afm_mlx.data.tokens import TokenStore
 from afm_mlx.distill.objective import Examination, Learner, LossOptions, Objective
 from afm_mlx.errors import AFMError
-from afm_mlx.model import Model, ModelArgs
+from afm_mlx.model import Model
+from afm_mlx.model_args import ModelArgs
 from afm_mlx.saves import Saves
 from afm_mlx.training import Event, TrainingOptions, to_json, train
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from afm_mlx.cli import commands
+from afm_mlx.cli import adapter_commands, commands
 from afm_mlx.errors import AFMError, first_line
 
 import tyro
@@ -58,13 +58,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 quantize=commands.Quantize,
                 profile=commands.Profile,
                 adapters=_named(
-                    train=commands.TrainAdapter,
-                    build=commands.BuildAdapters,
-                    list=commands.ListAdapters,
-                    show=commands.ShowAdapter,
-                    export=commands.ExportAdapter,
-                    remove=commands.RemoveAdapter,
-                    **{"import": commands.ImportAdapter},
+                    train=adapter_commands.TrainAdapter,
+                    build=adapter_commands.BuildAdapters,
+                    list=adapter_commands.ListAdapters,
+                    show=adapter_commands.ShowAdapter,
+                    export=adapter_commands.ExportAdapter,
+                    remove=adapter_commands.RemoveAdapter,
+                    **{"import": adapter_commands.ImportAdapter},
                 ),
                 eval=commands.EvaluateFeatures,
                 models=_named(

@@ -15,7 +15,7 @@ from afm_mlx.adapters.data import DataReport
 from afm_mlx.adapters.memory import Memory
 from afm_mlx.adapters.store import Store
 from afm_mlx.adapters.train import AdapterTraining, Event, Finished, Planned, train_adapter
-from afm_mlx.cli.commands import (
+from afm_mlx.cli.adapter_commands import (
     Adapters,
     ExportAdapter,
     ImportAdapter,

@@ -9,7 +9,7 @@ from afm_mlx.distill.files import read_json
 from afm_mlx.distill.recipe import Recipe, differences
 from afm_mlx.distill.teachers import Committee
 from afm_mlx.errors import InputError
-from afm_mlx.model import ModelArgs
+from afm_mlx.model_args import ModelArgs
 
 
 def folder(recipe: Recipe, out: Path) -> None:

@@ -14,7 +14,8 @@ from afm_mlx.distill.objective import Examination, Learner, Objective, wanted
 from afm_mlx.distill.recipe import Recipe
 from afm_mlx.distill.teachers import Committee
 from afm_mlx.errors import InputError
-from afm_mlx.model import Model, ModelArgs
+from afm_mlx.model import Model
+from afm_mlx.model_args import ModelArgs
 from afm_mlx.saves import Saves
 from afm_mlx.training import Step, TrainingOptions, train
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from afm_mlx.distill.logits import cache_size
 from afm_mlx.distill.recipe import Recipe
 from afm_mlx.losses import CHUNK
-from afm_mlx.model import ModelArgs
+from afm_mlx.model_args import ModelArgs
 
 import mlx.core as mx
 

@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 
 from afm_mlx.data.packing import Batch, PackedCache
 from afm_mlx.distill.shape import needed_layers
-from afm_mlx.model import Model, ModelArgs, TransformerBlock, named_weights
+from afm_mlx.model import Model, TransformerBlock, named_weights
+from afm_mlx.model_args import ModelArgs
 from afm_mlx.ops import swiglu
 
 import mlx.core as mx

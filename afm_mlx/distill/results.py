@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from afm_mlx.errors import InputError, first_line
 
 if TYPE_CHECKING:
-    from afm_mlx.model import ModelArgs
+    from afm_mlx.model_args import ModelArgs
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ from afm_mlx.distill.recipe import SHIPPED, Recipe
 from afm_mlx.distill.report import model_card, write_report
 from afm_mlx.distill.sequence import Answered
 from afm_mlx.errors import InputError, first_line
-from afm_mlx.model import Model, ModelArgs, named_weights
+from afm_mlx.model import Model, named_weights
+from afm_mlx.model_args import ModelArgs
 from afm_mlx.parallel import Group
 from afm_mlx.saves import Saves
 from afm_mlx.training import Event, to_json, train

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, replace
 
 from afm_mlx.errors import InputError
-from afm_mlx.model import ModelArgs
+from afm_mlx.model_args import ModelArgs
 
 MULTIPLE = 32
 """FFN and model widths are multiples of this, so that quantised groups fit."""

@@ -21,6 +21,8 @@ from afm_mlx.features.reading import (
     REPLY_WORDS,
     SUMMARY_SENTENCES,
     SUMMARY_WORDS,
+    too_long,
+    unchanged,
 )
 from afm_mlx.text import sentences, similarity, words
 
@@ -38,6 +40,8 @@ class Ratio(NamedTuple):
 
 
 Scores = dict[str, Ratio]
+Key = tuple[str, str, str]
+"""What tells answers apart: variant, kind and row."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,10 @@ class Given:
             cost.prefill_time + cost.decode_time,
             answer.cut,
         )
+
+    @property
+    def key(self) -> Key:
+        return self.variant, self.kind, self.id
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Given":
@@ -122,10 +130,10 @@ def broken(task: Task, given: Given) -> list[str]:
             found += [f"a reply over {REPLY_WORDS} words"] * long
             found += ["two like replies"] * (len(value) == 2 and similarity(*value) >= ALIKE)
         case "concise":
-            most = CONCISE * len(words(task.value.source)) + 1
-            found += [f"over {CONCISE:.0%} of the words"] * (len(words(text)) > most)
+            long = too_long(text, task.value.source)
+            found += [f"over {CONCISE:.0%} of the words"] * long
     if isinstance(task.value, Text | Change) and task.kind in (*TONES, "change"):
-        found += ["unchanged"] * (text.strip() == task.value.text.strip())
+        found += ["unchanged"] * unchanged(text, task.value)
     return found
 
 

@@ -79,7 +79,7 @@ def load(
         for feature in found:
             if feature.name in kinds:
                 rows = _drawn(read(folder / f"{name}.eval.jsonl"), limit, seed)
-                tasks += [_task(feature.name, feature, row, row) for row in rows]
+                tasks += [task(feature.name, feature, row, row) for row in rows]
     if ADVERSARIAL in kinds:
         for row in _drawn(read(folder / f"{ADVERSARIAL}.eval.jsonl"), limit, seed):
             attacked = _text(row, "feature")
@@ -87,7 +87,7 @@ def load(
                 known = ", ".join(_ATTACKED)
                 raise InputError(f"row {_text(row, 'id')} names none of {known}: correct it")
             feature = _ATTACKED[attacked]
-            tasks.append(_task(ADVERSARIAL, feature, row.get("input"), row))
+            tasks.append(task(ADVERSARIAL, feature, row.get("input"), row))
     return tasks
 
 
@@ -104,7 +104,7 @@ def read(path: Path) -> list[dict[str, Any]]:
         InputError: it cannot be read.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # rows may hold other separators
         rows = [json.loads(line) for line in lines if line.strip()]
         if not all(isinstance(row, dict) for row in rows):
             raise ValueError("a line is no object")
@@ -115,7 +115,12 @@ def read(path: Path) -> list[dict[str, Any]]:
         ) from error
 
 
-def _task(kind: str, feature: Feature[Any], data: Any, row: Mapping[str, Any]) -> Task:
+def task(kind: str, feature: Feature[Any], data: Any, row: Mapping[str, Any]) -> Task:
+    """The task of a row whose input is ``data``.
+
+    Raises:
+        InputError: the row or its input lacks something.
+    """
     for name in _GOLD.get(kind, ()):
         if name not in row:
             raise InputError(f"row {_text(row, 'id')} lacks {name!r}: see the data's README")

@@ -11,12 +11,12 @@ import json
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from afm_mlx.distill.files import Log
 from afm_mlx.engine import Engine
 from afm_mlx.errors import InputError, first_line
-from afm_mlx.evaluation.checks import Given
+from afm_mlx.evaluation.checks import Given, Key
 from afm_mlx.evaluation.rows import Task, fingerprint
 from afm_mlx.features import Feature, respond_together
 
@@ -68,7 +68,7 @@ class Answers:
 
     settings: dict[str, Any]
     path: Path | None = None
-    known: dict[tuple[str, str, str], Given] = field(default_factory=dict)
+    known: dict[Key, Given] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         lines = _lines(self.path) if self.path else []
@@ -91,7 +91,7 @@ class Answers:
         if self.path is None:
             yield self._take
             return
-        new = not self.path.exists()
+        new = not _lines(self.path)  # an earlier run may have been killed in its first line
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with Log(self.path) as file:
@@ -109,7 +109,19 @@ class Answers:
             ) from error
 
     def _take(self, given: Given) -> None:
-        self.known[given.variant, given.kind, given.id] = given
+        self.known[given.key] = given
+
+
+class _Row(NamedTuple):
+    """A task to be answered, and the name of the adapter for it, empty for none."""
+
+    variant: str
+    task: Task
+    adapter: str
+
+    @property
+    def key(self) -> Key:
+        return self.variant, self.task.kind, self.task.id
 
 
 async def evaluate(
@@ -127,27 +139,25 @@ async def evaluate(
         variants: for each, names of loaded adapters by feature, an empty one for the model alone;
             with an empty feature it is for all others. Rows of other features are left out.
     """
-    asked = [
-        (variant, task, adapters.get(task.feature.name, adapters.get("")))
+    rows = [
+        _Row(variant, task, adapter)
         for variant, adapters in variants.items()
         for task in tasks
+        if (adapter := adapters.get(task.feature.name, adapters.get(""))) is not None
     ]
-    pairs = [(variant, task, adapter) for variant, task, adapter in asked if adapter is not None]
     with answers.log() as take:
-        for done, (variant, task, _) in enumerate(pairs, 1):
-            key = (variant, task.kind, task.id)
-            if key not in answers.known:
-                unknown = (
-                    (v, t, adapter)
-                    for v, t, adapter in pairs[done - 1 :]
-                    if v == variant and (v, t.kind, t.id) not in answers.known
-                )
-                several = list(itertools.islice(unknown, ROWS))
-                wanted = [(_as(t.feature, options), t.value, a or None) for _, t, a in several]
+        for done, row in enumerate(rows, 1):
+            if row.key not in answers.known:
+                unknown = (r for r in rows[done - 1 :] if r.key not in answers.known)
+                same = (r for r in unknown if r.variant == row.variant)
+                several = list(itertools.islice(same, ROWS))
+                wanted = [
+                    (_as(r.task.feature, options), r.task.value, r.adapter or None) for r in several
+                ]
                 found = await respond_together(engine, wanted, options.best_of)
-                for (_, answered, _), answer in zip(several, found, strict=True):
-                    take(Given.of(variant, answered, answer))
-            yield Answered(answers.known[key], done, len(pairs))
+                for one, answer in zip(several, found, strict=True):
+                    take(Given.of(one.variant, one.task, answer))
+            yield Answered(answers.known[row.key], done, len(rows))
 
 
 def _as(feature: Feature[Any], options: EvaluationOptions) -> Feature[Any]:

@@ -48,7 +48,7 @@ def lines(
     tasks: Sequence[Task], answers: Iterable[Given], base: str, seed: int = 0, draws: int = DRAWS
 ) -> list[Line]:
     """All figures of ``answers``, feature by feature; ``base`` is what the others differ from."""
-    known = {(g.variant, g.kind, g.id): g for g in answers}
+    known = {g.key: g for g in answers}
     variants = list(dict.fromkeys(variant for variant, _, _ in known))
     found: list[Line] = []
     for kind in dict.fromkeys(task.kind for task in tasks):

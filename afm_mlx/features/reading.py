@@ -187,9 +187,14 @@ def lost(answer: str, text: Text) -> int:
     return len(unsupported(text.text, answer, KEPT)) + unchanged(answer, text)
 
 
+def too_long(answer: str, text: str) -> bool:
+    """Whether a rewriting of ``text`` is not concise."""
+    return len(words(answer)) > CONCISE * len(words(text)) + 1
+
+
 def long_or_lost(answer: str, text: Text) -> int:
-    """The same, and 1 more if the rewriting is not concise."""
-    return lost(answer, text) + (len(words(answer)) > CONCISE * len(words(text.text)) + 1)
+    """The same as :func:`lost`, and 1 more if the rewriting is not concise."""
+    return lost(answer, text) + too_long(answer, text.text)
 
 
 def _cut(whole: str, kept: str) -> bool:

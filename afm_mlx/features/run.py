@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
+from afm_mlx.constraints import Constraint
 from afm_mlx.engine import Engine
 from afm_mlx.errors import CancelledRequestError, InputError
 from afm_mlx.facts import Claim, english, unsupported
@@ -25,7 +26,7 @@ from afm_mlx.features.inputs import (
     Thread,
 )
 from afm_mlx.features.reading import Proofread
-from afm_mlx.generation import Constraint, GenerationOptions, Metrics, Request, Snapshot
+from afm_mlx.generation import GenerationOptions, Metrics, Request, Snapshot
 from afm_mlx.grounding import Grounding, vocabulary
 from afm_mlx.keeping import Keeping
 from afm_mlx.text import MAX_CHARACTERS, parts
@@ -137,16 +138,19 @@ async def run(
         named = adapter if asked is feature else None
         request = await asyncio.to_thread(make_request, asked, piece, tokenizer, options, named)
         attempts: list[tuple[tuple[int, bool], Reading]] = []
-        while not attempts or (attempts[-1][0] > NONE and len(attempts) < best_of):
+        for attempt in range(best_of):
             snapshot = Snapshot("")
-            async for snapshot in engine.generate(_varied(request, len(attempts))):
+            async for snapshot in engine.generate(_varied(request, attempt)):
                 yield Progress(snapshot.text, number, len(pieces))
             if snapshot.finish_reason == "cancelled":
                 raise CancelledRequestError("the engine was closed: open another one and ask again")
             spent.append(snapshot.metrics)
             read = _read(asked, piece, snapshot)
-            attempts.append((_faults(asked, piece, read), read))
-        read = min(attempts, key=lambda attempt: attempt[0])[1]
+            faults = _faults(asked, piece, read)
+            attempts.append((faults, read))
+            if faults == NONE:
+                break
+        _, read = min(attempts, key=lambda attempt: attempt[0])
         earlier = _plain(read.value)
         readings.append(read)
     yield await asyncio.to_thread(_answer, feature, value, pieces, readings, spent)
@@ -290,6 +294,8 @@ def _read(feature: Feature[Any], piece: Any, snapshot: Snapshot) -> Reading:
 
 
 def _attempts(feature: Feature[Any], adapter: str | None, best_of: int | None) -> int:
+    """How many answers there may be until one has no faults: as asked for, or as the feature has
+    it for its adapter."""
     if best_of is not None:
         return best_of
     return feature.best_of if adapter else 1

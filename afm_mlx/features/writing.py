@@ -1,5 +1,7 @@
 """Writing tools: summary, key points, list, table, proofread, rewrites and changes."""
 
+from collections.abc import Callable
+
 from afm_mlx.facts import KINDS
 from afm_mlx.features import reading
 from afm_mlx.features.declaration import Feature
@@ -16,7 +18,13 @@ def _render_change(change: Change) -> str:
     return f"Change: {change.instruction.strip()}\nText: {change.text.strip()}"
 
 
-def _rewriting(name: str, title: str, instructions: str, *examples: str) -> Feature[Text]:
+def _rewriting(
+    name: str,
+    title: str,
+    instructions: str,
+    *examples: str,
+    lacks: Callable[[str, Text], int] = reading.lost,
+) -> Feature[Text]:
     return Feature(
         name=name,
         title=title,
@@ -30,7 +38,7 @@ def _rewriting(name: str, title: str, instructions: str, *examples: str) -> Feat
         facts=KINDS,
         grounded=True,
         best_of=4,
-        lacks=reading.long_or_lost if name == "concise" else reading.lost,
+        lacks=lacks,
     )
 
 
@@ -197,6 +205,7 @@ CONCISE = _rewriting(
     "Rewrite the text in as few words as possible.",
     "Floor 2 printer broken again; please call Ruben.",
     "I'll miss choir rehearsal on 12 March (in Tarvik).",
+    lacks=reading.long_or_lost,
 )
 
 CHANGE = Feature(

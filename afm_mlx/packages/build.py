@@ -158,6 +158,7 @@ class _Build:
         self.start = recovery if formats.is_adapter(recovery) else None
         self.options = self._options()
         self.identity = self._identity()
+        self.rows = _digest(package.evaluation).hex()
         # Named like the saves of its training, it goes with them when the adapter is removed.
         self.candidate = cache / f"{self.name}-{self.identity[:12]}"
         self.options = replace(self.options, out=str(self.candidate))
@@ -185,12 +186,7 @@ class _Build:
         files = [self.package.train, self.package.held_out]
         files += [self.start / formats.WEIGHTS] if self.start is not None else []
         for file in files:
-            try:
-                digest.update(hashlib.sha256(file.read_bytes()).digest())
-            except OSError as error:
-                raise InputError(
-                    f"cannot read {file} ({first_line(error)}): restore the package"
-                ) from error
+            digest.update(_digest(file))
         return digest.hexdigest()
 
     @property
@@ -261,7 +257,7 @@ class _Build:
     def _figures(self, folder: Path | None) -> Generator[BuildEvent, None, Figures]:
         """On the evaluation rows; those that were measured before on the same rows are known."""
         known = _record(folder) if folder is not None else {}
-        if known.get("rows") == self._rows():
+        if known.get("rows") == self.rows:
             return known["figures"]
         judging = self.judge(self.base, self.package, folder)
         while True:
@@ -270,10 +266,6 @@ class _Build:
             except StopIteration as end:
                 return end.value
             yield Answered(self.package.name, done, total)
-
-    def _rows(self) -> str:
-        """Digest of the evaluation rows."""
-        return hashlib.sha256(self.package.evaluation.read_bytes()).hexdigest()
 
     def _install(self, loss: float, figures: Figures, before: Mapping[str, Figures]) -> None:
         made = formats.read(self.candidate, self.name)
@@ -303,7 +295,16 @@ class _Build:
 
     def _note(self, **more: object) -> bytes:
         known = {"package": self.package.name, "identity": self.identity, "recipe": RECIPE}
-        return json.dumps({**known, "rows": self._rows(), **more}, indent=1).encode()
+        return json.dumps({**known, "rows": self.rows, **more}, indent=1).encode()
+
+
+def _digest(file: Path) -> bytes:
+    try:
+        return hashlib.sha256(file.read_bytes()).digest()
+    except OSError as error:
+        raise InputError(
+            f"cannot read {file} ({first_line(error)}): restore the package"
+        ) from error
 
 
 def _covering(shape: LoRAOptions, start: LoRAOptions) -> LoRAOptions:

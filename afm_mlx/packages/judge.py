@@ -10,7 +10,7 @@ from afm_mlx.adapters import formats, library, lora
 from afm_mlx.checkpoint import Checkpoint
 from afm_mlx.engine import Engine
 from afm_mlx.evaluation import Answered, Answers, EvaluationOptions, Task, asked, evaluate, lines
-from afm_mlx.evaluation.rows import read
+from afm_mlx.evaluation.rows import read, task
 from afm_mlx.evaluation.run import BASE
 from afm_mlx.features import FEATURES
 from afm_mlx.packages.package import Package
@@ -19,8 +19,7 @@ from afm_mlx.packages.package import Package
 def tasks(package: Package) -> list[Task]:
     """The evaluation rows of a package, for each of its features."""
     rows = read(package.evaluation)
-    found = [(row, FEATURES[name]) for name in package.features for row in rows]
-    return [Task(f.name, row["id"], f, f.input.from_json(row), row) for row, f in found]
+    return [task(name, FEATURES[name], row, row) for name in package.features for row in rows]
 
 
 def judge(
@@ -47,13 +46,15 @@ def judge(
     name = hashlib.sha256(json.dumps([package.name, settings]).encode()).hexdigest()[:16]
     path = (cache or library.cache()) / "answers" / f"{name}.jsonl"
     answers = Answers(settings, path)
-    with Engine(lambda: base) as engine, asyncio.Runner() as runner:
-        if adapter is not None:
-            engine.load_adapter(adapter, variant).result()
-        run = evaluate(engine, wanted, {variant: {"": variant}}, answers, EvaluationOptions())
-        while (event := runner.run(_next(run))) is not None:
-            yield event.done, event.total
-    lora.put(base.model, None)
+    try:
+        with Engine(lambda: base) as engine, asyncio.Runner() as runner:
+            if adapter is not None:
+                engine.load_adapter(adapter, variant).result()
+            run = evaluate(engine, wanted, {variant: {"": variant}}, answers, EvaluationOptions())
+            while (event := runner.run(_next(run))) is not None:
+                yield event.done, event.total
+    finally:
+        lora.put(base.model, None)
     found = lines(wanted, answers.known.values(), variant)
     path.unlink(missing_ok=True)
     known = [(line, line.values[variant]) for line in found if variant in line.values]

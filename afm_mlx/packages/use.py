@@ -40,11 +40,11 @@ def find(
         made_for, base = _claims(folder)
         serves = known[made_for].features if made_for in known else (made_for,)
         if base and feature in serves and base == signature():
-            built = folder not in at_home or (folder / RECORD).is_file()
-            order = (built, len(serves) * built, folder not in at_home)
-            serving.append((*order, -_written(folder / formats.CONFIG), folder))
-    serving.sort()
-    return [folder for *_, folder in serving]
+            came_along = folder not in at_home
+            own = not came_along and not (folder / RECORD).is_file()
+            served = 0 if own else len(serves)
+            serving.append((served, came_along, -_written(folder / formats.CONFIG), folder))
+    return [folder for *_, folder in sorted(serving)]
 
 
 def _written(path: Path) -> float:

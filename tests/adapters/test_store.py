@@ -1,5 +1,6 @@
 """The store: what it takes in, keeps in memory, puts in, and refuses."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,6 +57,8 @@ def alone(folder: Path, name: str) -> mx.array:
 
 def test_adapters_are_found(folder: Path) -> None:
     (folder / "other").mkdir()
+    # What a process that was killed while it wrote has left, maybe without its last files.
+    shutil.copytree(folder / "one", folder / ".one.x1y2")
     assert Store.find(folder) == {n: folder / n for n in sorted(OPTIONS)}
     assert Store.find(folder / "one") == {"one": folder / "one"}
     assert Store.find(folder / "missing") == {}

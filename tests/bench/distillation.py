@@ -27,7 +27,8 @@ from afm_mlx.distill.logits import LogitCache
 from afm_mlx.distill.objective import Learner, LossOptions, Objective, wanted
 from afm_mlx.distill.recipe import SHIPPED
 from afm_mlx.distill.shape import PruneOptions, choose_shape
-from afm_mlx.model import Model, ModelArgs, named_weights
+from afm_mlx.model import Model, named_weights
+from afm_mlx.model_args import ModelArgs
 from afm_mlx.saves import Saves
 from afm_mlx.training import Step, TrainingOptions, train
 

@@ -5,7 +5,8 @@ from typing import Any
 from afm_mlx.data.beginnings import Beginnings
 from afm_mlx.data.packing import Batch, PackedCache, Windows, mask
 from afm_mlx.data.tokens import TokenStore
-from afm_mlx.model import PRESETS, ModelArgs, named_weights
+from afm_mlx.model import PRESETS, named_weights
+from afm_mlx.model_args import ModelArgs
 from tests.conftest import number, random_model
 
 import mlx.core as mx

@@ -6,7 +6,8 @@ from typing import Any
 from afm_mlx.data.packing import Batch
 from afm_mlx.distill import prune
 from afm_mlx.distill.shape import PruneOptions, choose_shape
-from afm_mlx.model import PRESETS, Model, ModelArgs, named_weights
+from afm_mlx.model import PRESETS, Model, named_weights
+from afm_mlx.model_args import ModelArgs
 from tests.conftest import random_model
 
 import mlx.core as mx

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 from afm_mlx.distill.shape import PruneOptions, choose_shape, parse_size
 from afm_mlx.errors import InputError
-from afm_mlx.model import PRESETS, Model, ModelArgs, named_weights
+from afm_mlx.model import PRESETS, Model, named_weights
+from afm_mlx.model_args import ModelArgs
 
 import pytest
 

@@ -1,5 +1,6 @@
 """Checks and verdicts on answers whose faults are known."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from afm_mlx.errors import InputError
 from afm_mlx.evaluation import KINDS, Given, Task, judge, load, measure
 from afm_mlx.evaluation.checks import broken, reference
+from afm_mlx.evaluation.rows import read
 from afm_mlx.facts import unsupported
 from afm_mlx.features import FEATURES
 
@@ -42,6 +44,13 @@ def test_all_kinds_are_read(data: Path) -> None:
         load(data, ["poem"])
     with pytest.raises(InputError, match="name the folder that has it"):
         load(data / "none")
+
+
+def test_a_row_may_hold_any_line_separator(tmp_path: Path) -> None:
+    """JSON escapes line feeds only; others once broke a row in two."""
+    row = {"id": "1", "text": "one\u2028two\x85three"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\r\n\n", "utf-8")
+    assert read(tmp_path / "rows.jsonl") == [row]
 
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if k not in ("priority", "adversarial")])

@@ -92,6 +92,18 @@ def test_a_broken_run_goes_on(
         Answers({"model": "b"}, path)
 
 
+@pytest.mark.parametrize("begun", ["", '{"settings": {"mod'])
+def test_a_run_killed_in_its_first_line_goes_on(
+    engine: Engine, tasks: list[Task], tmp_path: Path, begun: str
+) -> None:
+    """Its settings were never written then, and the next run refused all answers after it."""
+    path = tmp_path / "all.answers.jsonl"
+    path.write_text(begun)
+    events = work(engine, tasks[:2], Answers({"model": "a"}, path))
+    again = Answers({"model": "a"}, path)
+    assert [*again.known.values()] == [e.given for e in events]
+
+
 def test_adapters_answer_what_they_are_for(engine: Engine, tasks: list[Task]) -> None:
     called: list[Any] = []
 

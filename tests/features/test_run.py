@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from afm_mlx import cli
+from afm_mlx.constraints import Among, restricted
 from afm_mlx.engine import Engine
 from afm_mlx.errors import InputError
 from afm_mlx.facts import Claim, unsupported
@@ -40,7 +41,7 @@ from afm_mlx.features import (
 from afm_mlx.features.declaration import Reading
 from afm_mlx.features.inputs import Input
 from afm_mlx.features.run import WARMTH, _attempts, _varied, make_request, split
-from afm_mlx.generation import Among, GenerationOptions, SamplingMode, restricted
+from afm_mlx.generation import GenerationOptions, SamplingMode
 from afm_mlx.grounding import Text as Grounded
 from afm_mlx.keeping import Keeping
 from afm_mlx.text import words

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from afm_mlx.errors import InputError
-from afm_mlx.model import PRESETS, Model, ModelArgs, named_weights
+from afm_mlx.model import PRESETS, Model, named_weights
+from afm_mlx.model_args import ModelArgs
 from afm_mlx.quant import profile as records
 from afm_mlx.quant import profile_html, quantize
 from afm_mlx.quant.layers import (

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from afm_mlx.data.packing import Batch, PackedCache
-from afm_mlx.model import PRESETS, Model, ModelArgs
+from afm_mlx.model import PRESETS, Model
+from afm_mlx.model_args import ModelArgs
 from afm_mlx.quant import kept, statistics
 from afm_mlx.quant.statistics import Progress, Statistics, collect, draw, linears
 from tests.conftest import random_model
