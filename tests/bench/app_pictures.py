@@ -30,7 +30,7 @@ from textual.pilot import Pilot
 from textual.widgets import Input
 
 TEXT = "hey team, i think their going to ship it tomorow. can you look at the the notes before?"
-STUDENT = "window=64 batch_size=4 held_out=8 calibration=16 evaluate_every=3"
+STUDENT = "window=256 batch_size=2 held_out=16 evaluate_every=5"
 SAMPLES = 40
 LARGEST = 150_000
 """Bytes of a picture."""
@@ -97,7 +97,7 @@ class Photographer:
         await self.until(lambda: not screen.changes)
 
     async def distill(self, screen: Any) -> None:
-        self.fill(teacher=self.model or "", steps=12, out="student", more=STUDENT)
+        self.fill(teacher=self.model or "", steps=30, out="student", more=STUDENT)
         await self.pilot.press("ctrl+r")
         await self.until(lambda: screen.runner.watched.finished and not screen.runner.works)
 
