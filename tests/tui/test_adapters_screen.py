@@ -32,6 +32,7 @@ from afm_mlx.tui.writing.sheet import Sheet
 from tests.adapters import pupil
 from tests.adapters.made import random_adapter
 from tests.conftest import random_model
+from tests.tui.pictures import THEMES, picture
 from tests.tui.support import SIZES, app_with, in_app, screen_text, snapshot, until
 
 import pytest
@@ -425,18 +426,21 @@ def test_names_and_reasons_are_data(services: Services, tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", SIZES)
 def test_looks(services: Services, size: tuple[int, int]) -> None:
     async def test(person: Person) -> None:
-        for theme in ("textual-dark", "textual-light"):
-            person.app.theme = theme
-            # In a wide window the list is always there.
-            for pane in ("list", "train", "compare")[size == WIDE :]:
-                person.screen.query_one(Panes).shown = pane
-                await snapshot(person.pilot, f"adapters-{pane}")
+        # In a wide window the list is always there.
+        for pane in ("list", "train", "compare")[size == WIDE :]:
+            person.screen.query_one(Panes).shown = pane
+            await snapshot(person.pilot, f"adapters-{pane}")
 
     visit(services, test, size)
 
 
-def test_a_curve_in_a_small_window(services: Services) -> None:
+@pytest.mark.parametrize("size", SIZES)
+def test_looks_while_it_trains(services: Services, size: tuple[int, int]) -> None:
+    stored(services, "mail", feature="summary", metrics={"loss": 1.25})
+    stored(services, "other", signature="another model")
+
     async def test(person: Person) -> None:
+        await person.listed("mail", "other")
         watched = person.trainer.watched
         watched.losses += [(n, 4 - n / 10) for n in range(1, 21)]
         watched.held_out += [(0, 4.1), (10, 3.2), (20, 2.4)]
@@ -450,10 +454,12 @@ def test_a_curve_in_a_small_window(services: Services) -> None:
         person.trainer._show()
         plot = person.screen.query_one(Plot)
         await person.until(lambda: plot.drawings)
-        await snapshot(person.pilot, "adapters-training")
+        for theme in THEMES:
+            person.app.theme = theme
+            await picture(person.pilot, "adapters")
         person.trainer.running = False
 
-    visit(services, test, SIZES[2])
+    visit(services, test, size)
 
 
 def test_the_footer_offers_what_can_be_done(services: Services) -> None:

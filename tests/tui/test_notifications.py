@@ -35,11 +35,11 @@ from afm_mlx.tui.services import Services
 from afm_mlx.tui.settings import AUTO, Settings
 from tests.adapters import pupil
 from tests.adapters.made import random_adapter
+from tests.tui.pictures import THEMES, picture
 from tests.tui.support import (
     SIZES,
     ScriptedEngine,
     app_with,
-    check_snapshot,
     fake_services,
     in_app,
     screen_text,
@@ -673,7 +673,7 @@ def test_a_source_of_this_machine_is_asked_for(tmp_path: Path) -> None:
     show(reading(inbox(tmp_path)), test)
 
 
-@pytest.mark.parametrize("theme", ["textual-dark", "textual-light"])
+@pytest.mark.parametrize("theme", THEMES)
 @pytest.mark.parametrize("size", SIZES)
 def test_how_to_grant_access_stays_on_screen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], theme: str
@@ -936,7 +936,7 @@ def test_a_small_terminal(tmp_path: Path) -> None:
     show(reading(inbox(tmp_path)), test, (40, 12))
 
 
-@pytest.mark.parametrize("theme", ["textual-dark", "textual-light"])
+@pytest.mark.parametrize("theme", THEMES)
 @pytest.mark.parametrize("size", SIZES)
 def test_looks(tmp_path: Path, theme: str, size: tuple[int, int]) -> None:
     async def test(pilot: Pilot[None]) -> None:
@@ -945,9 +945,8 @@ def test_looks(tmp_path: Path, theme: str, size: tuple[int, int]) -> None:
         await pilot.press("space")
         await pilot.pause()
         assert pilot.app.theme == theme
-        check_snapshot(pilot.app, "notifications")
+        await picture(pilot, "notifications")
         await pilot.press("enter")
-        await pilot.pause()
-        check_snapshot(pilot.app, "notifications-messages")
+        await snapshot(pilot, "notifications-messages")
 
     show(reading(inbox(tmp_path), theme=theme), test, size)
