@@ -1,4 +1,4 @@
-"""Folders of settings, data and logs of its own for every test of the app."""
+"""Folders of settings, data and logs of its own for every test of the app, and all colours."""
 
 from pathlib import Path
 
@@ -9,3 +9,4 @@ import pytest
 def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("CONFIG", "STATE", "DATA", "CACHE"):
         monkeypatch.setenv(f"XDG_{name}_HOME", str(tmp_path / name.lower()))
+    monkeypatch.delenv("NO_COLOR", raising=False)

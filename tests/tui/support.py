@@ -1,7 +1,7 @@
 """For tests of the app: services on a tiny model or on scripted answers, waiting, snapshots.
 
-A snapshot is the text of the screen, line by line, in ``tests/tui/snapshots``; colours and the ids
-of the drawing are left out. ``AFM_SNAPSHOTS=write`` writes them anew.
+A snapshot here is the text of the screen, line by line, in ``tests/tui/snapshots``, without
+colours; ``pictures`` has those with them. ``AFM_SNAPSHOTS=write`` writes both anew.
 """
 
 import asyncio
@@ -184,8 +184,13 @@ _TITLE = 'text-anchor="middle"'
 
 def screen_text(app: App[Any]) -> str:
     """What the screen shows, one line a row, without the blanks at the ends."""
+    return text_of(app.export_screenshot())
+
+
+def text_of(svg: str) -> str:
+    """The text in a drawing of the screen, one line a row, without the blanks at the ends."""
     rows: dict[float, str] = {}
-    for match in _TEXT.finditer(app.export_screenshot()):
+    for match in _TEXT.finditer(svg):
         if _TITLE in match[0]:
             continue
         column, row, text = round(float(match[1]) / _COLUMN), float(match[2]), match[3]

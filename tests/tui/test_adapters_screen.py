@@ -32,6 +32,7 @@ from afm_mlx.tui.writing.sheet import Sheet
 from tests.adapters import pupil
 from tests.adapters.made import random_adapter
 from tests.conftest import random_model
+from tests.tui.pictures import THEMES, picture
 from tests.tui.support import SIZES, app_with, in_app, screen_text, snapshot, until
 
 import pytest
@@ -173,6 +174,10 @@ def test_check_train_stop_swap_compare(services: Services, tmp_path: Path, held:
             await person.until(lambda words=words: words in screen_text(person.app))
         assert watched.samples and watched.left and watched.tokens_per_second > 0
         await person.until(lambda: f"of {watched.steps}" in person.said("#progress"))
+        await person.until(
+            lambda: f" · peak {watched.peak / 1e6:.0f} MB" in person.said("#progress")
+        )
+        assert watched.peak > person.services.status.memory > 0  # of the weights
         await person.until(lambda: "after step" in person.said("#said"))
         # What others ask for meanwhile waits for its turn.
         waits = person.services.engine.adapters()
@@ -425,24 +430,27 @@ def test_names_and_reasons_are_data(services: Services, tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", SIZES)
 def test_looks(services: Services, size: tuple[int, int]) -> None:
     async def test(person: Person) -> None:
-        for theme in ("textual-dark", "textual-light"):
-            person.app.theme = theme
-            # In a wide window the list is always there.
-            for pane in ("list", "train", "compare")[size == WIDE :]:
-                person.screen.query_one(Panes).shown = pane
-                await snapshot(person.pilot, f"adapters-{pane}")
+        # In a wide window the list is always there.
+        for pane in ("list", "train", "compare")[size == WIDE :]:
+            person.screen.query_one(Panes).shown = pane
+            await snapshot(person.pilot, f"adapters-{pane}")
 
     visit(services, test, size)
 
 
-def test_a_curve_in_a_small_window(services: Services) -> None:
+@pytest.mark.parametrize("size", SIZES)
+def test_looks_while_it_trains(services: Services, size: tuple[int, int]) -> None:
+    stored(services, "mail", feature="summary", metrics={"loss": 1.25})
+    stored(services, "other", signature="another model")
+
     async def test(person: Person) -> None:
+        await person.listed("mail", "other")
         watched = person.trainer.watched
         watched.losses += [(n, 4 - n / 10) for n in range(1, 21)]
         watched.held_out += [(0, 4.1), (10, 3.2), (20, 2.4)]
         watched.samples.append(trainer_module.Sampled(10, "It is red."))
         watched.steps, watched.step, watched.seconds = 40, 20, 10.0
-        watched.best, watched.tokens_per_second = (20, 2.4), 200.0
+        watched.best, watched.tokens_per_second, watched.peak = (20, 2.4), 200.0, 412 * 10**6
         person.trainer.running = True
         person.trainer._called = "notes"
         person.trainer.add_class("-watch")
@@ -450,10 +458,12 @@ def test_a_curve_in_a_small_window(services: Services) -> None:
         person.trainer._show()
         plot = person.screen.query_one(Plot)
         await person.until(lambda: plot.drawings)
-        await snapshot(person.pilot, "adapters-training")
+        for theme in THEMES:
+            person.app.theme = theme
+            await picture(person.pilot, "adapters")
         person.trainer.running = False
 
-    visit(services, test, SIZES[2])
+    visit(services, test, size)
 
 
 def test_the_footer_offers_what_can_be_done(services: Services) -> None:
@@ -548,12 +558,13 @@ def test_progress_in_words() -> None:
     watched.steps = 10
     for step in range(1, 6):
         watched.see(Step(step, 100 * step, 2.0 * step, 3.0, 1e-3, 1.0, 50.0, {}))
+    watched.see(trainer_module.Peak(412_000_000))
     watched.see(Evaluated(5, 500, 10.0, {"loss": 2.5}, True))
     watched.see(Evaluated(6, 500, 10.0, {"loss": 2.9}, False))
     watched.see(Saved(5, True))
     assert watched.left == 10.0 and watched.best == (5, 2.5)
     first, second = progress_lines("notes", watched, True, False)
-    assert "step 5 of 10 █████░░░░░ · 10.0 s left · 50 tok/s" in first
+    assert "step 5 of 10 █████░░░░░ · 10.0 s left · 50 tok/s · peak 412 MB" in first
     assert second == "best 2.500 at step 5 · esc stops and keeps the best"
     assert "stopping" in progress_lines("notes", watched, True, True)[1]
     assert progress_lines("notes", watched, False, False)[0] == "✗ notes is not written"

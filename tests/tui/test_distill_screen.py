@@ -20,6 +20,7 @@ from afm_mlx.tui.distill.watching import Folder, Watched, curves, figures, follo
 from afm_mlx.tui.panes import Panes
 from afm_mlx.tui.plot import Plot
 from tests.conftest import random_model, tiny_tokenizer
+from tests.tui.pictures import THEMES, picture
 from tests.tui.support import (
     SIZES,
     app_with,
@@ -424,12 +425,15 @@ def test_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: tuple[int,
             [("teacher", [Next(" the", 0.5), Next(" it", 0.25)]), ("student", [Next(" a", 0.4)])]
         )
         person.app.set_focus(None)
-        for theme in ("textual-dark", "textual-light"):
+        panes = person.screen.query_one(Panes)
+        panes.shown = "curves"
+        for theme in THEMES:
             person.app.theme = theme
-            # In a wide window the run is always there.
-            for pane in ("run", "curves", "tokens")[size == WIDE :]:
-                person.screen.query_one(Panes).shown = pane
-                await snapshot(person.pilot, f"distill-{pane}")
+            await picture(person.pilot, "distill")
+        # In a wide window the run is always there.
+        for pane in ("run", "tokens")[size == WIDE :]:
+            panes.shown = pane
+            await snapshot(person.pilot, f"distill-{pane}")
 
     visit(test, size)
 

@@ -29,6 +29,7 @@ from afm_mlx.tui.quantize.work import Options
 from afm_mlx.tui.screen import Question
 from afm_mlx.tui.services import Services
 from tests.conftest import random_model
+from tests.tui.pictures import THEMES, picture
 from tests.tui.support import (
     SIZES,
     app_with,
@@ -371,8 +372,9 @@ def test_looks(size: tuple[int, int], found: Profile) -> None:
         wanted += ["this plan", "note"] if size[0] > 100 else []
         await until(pilot, lambda: all(x in screen_text(app) for x in wanted))
         screen.query_one(Operations).scroll_home(animate=False)
-        if size in SIZES:
-            await snapshot(pilot, "quantize")
+        for theme in THEMES if size in SIZES else ():
+            app.theme = theme
+            await picture(pilot, "quantize")
 
     in_app(app, test, size)
     services.engine.close()

@@ -16,15 +16,16 @@ from afm_mlx.tui.writing.screen import WritingScreen
 from afm_mlx.tui.writing.sheet import Editor, Reader
 from afm_mlx.tui.writing.tools import TOOLS
 from afm_mlx.tui.writing.work import Result, Written
+from tests.tui.pictures import THEMES, picture
 from tests.tui.support import (
     SIZES,
     Answers,
     ScriptedEngine,
     app_with,
-    check_snapshot,
     fake_services,
     in_app,
     screen_text,
+    snapshot,
     until,
 )
 
@@ -687,19 +688,14 @@ def test_looks(size: tuple[int, int]) -> None:
     }
 
     async def test(person: Person) -> None:
-        async def looks(name: str, key: str) -> None:
-            await person.until(lambda: key in screen_text(person.app))  # the footer comes last
-            check_snapshot(person.app, name)
-
         await person.drawn()
-        await looks("writing-empty", "Accept")
+        await snapshot(person.pilot, "writing-empty")
         person.write("i think their going to ship it tomorow.")
         await person.use("proofread")
-        for theme in ("textual-dark", "textual-light"):
+        for theme in THEMES:
             person.app.theme = theme
-            await person.pilot.pause()
-            await looks("writing-proofread", "Original")
+            await picture(person.pilot, "writing")
         await person.use("table")
-        await looks("writing-table", "Original")
+        await snapshot(person.pilot, "writing-table")
 
     at_the_desk(test, answers, size)

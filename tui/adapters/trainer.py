@@ -227,12 +227,13 @@ def progress_lines(name: str, watched: Watched, running: bool, stopping: bool) -
     share = watched.step / watched.steps
     left = "" if watched.left is None else f" · {duration(watched.left)} left"
     speed = f" · {watched.tokens_per_second:.0f} tok/s" if watched.tokens_per_second else ""
+    peak = f" · peak {watched.peak / 1e6:.0f} MB" if watched.peak else ""
     best = "" if watched.best is None else f"best {watched.best[1]:.3f} at step {watched.best[0]:g}"
     end = "stopping: the best is written" if stopping else "esc stops and keeps the best"
     filled = round(10 * share)
     bar = "█" * filled + "░" * (10 - filled)
     return [
-        f"{name}: step {watched.step} of {watched.steps} {bar}{left}{speed}",
+        f"{name}: step {watched.step} of {watched.steps} {bar}{left}{speed}{peak}",
         " · ".join(filter(None, (best, end))),
     ]
 

@@ -21,6 +21,8 @@ from afm_mlx.events import Evaluated, Resumed, Saved, Step, Stopped
 from afm_mlx.generation import GenerationOptions, Request, generate
 from afm_mlx.tokenizer import Message
 
+import mlx.core as mx
+
 SAMPLE_TOKENS = 48
 """Most tokens of a sample on the way."""
 LOOKS = 8
@@ -39,6 +41,13 @@ class Sampled:
 
 
 @dataclass(frozen=True)
+class Peak:
+    """Most bytes that the run took so far."""
+
+    nbytes: int
+
+
+@dataclass(frozen=True)
 class Order:
     """What is to be trained; ``prompt`` is answered at every evaluation."""
 
@@ -47,7 +56,7 @@ class Order:
     prompt: tuple[Message, ...] = ()
 
 
-Seen = Event | Sampled
+Seen = Event | Sampled | Peak
 Job = Callable[[Checkpoint, Cancelled], Iterator[Seen]]
 
 
@@ -65,7 +74,8 @@ def training(order: Order) -> Job:
 
     def job(base: Checkpoint, cancelled: Cancelled) -> Iterator[Seen]:
         options = begun(base, order.options)
-        step = saved = 0
+        step = saved = peak = 0
+        mx.reset_peak_memory()
         events = train_adapter(base, order.data, options)
         assert isinstance(events, Generator)
         with contextlib.closing(events):
@@ -75,6 +85,8 @@ def training(order: Order) -> Job:
                     yield Sampled(event.step, _sample(base, order.prompt, cancelled))
                 if isinstance(event, Step):
                     step = event.step
+                    peak = max(peak, mx.get_peak_memory())  # a sample begins to count anew
+                    yield Peak(peak)
                 if isinstance(event, Saved | Resumed):
                     saved = event.step
                 if cancelled():
@@ -157,6 +169,7 @@ class Watched:
     Attributes:
         losses, held_out: of each step, and of each evaluation.
         best: loss of the best evaluation.
+        peak: most bytes that it took so far.
         ended: why it stopped before its last step.
     """
 
@@ -169,6 +182,7 @@ class Watched:
     best: tuple[float, float] | None = None
     seconds: float = 0.0
     tokens_per_second: float = 0.0
+    peak: int = 0
     ended: str = ""
     finished: Finished | None = None
 
@@ -194,6 +208,8 @@ class Watched:
                 self.ended = event.reason
             case Sampled():
                 self.samples.append(event)
+            case Peak():
+                self.peak = event.nbytes
             case Finished():
                 self.finished = event
 
