@@ -292,7 +292,8 @@ class AfmApp(App[None]):
 
     async def _leave(self) -> None:
         for screen in self._made.values():
-            if not (self.alone or await screen.may_leave() or self.alone):
+            willing = self.alone or await screen.may_leave()
+            if not (willing or self.alone):  # nobody may be left meanwhile to be asked
                 self._leaving = False
                 return
         for screen in self._made.values():

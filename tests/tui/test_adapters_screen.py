@@ -14,7 +14,7 @@ from afm_mlx.errors import InputError
 from afm_mlx.events import Evaluated, Saved, Step
 from afm_mlx.features import FEATURES, Change, NotificationStack, Text, Thread
 from afm_mlx.tui.adapters import training as trainer_module
-from afm_mlx.tui.adapters.dialogs import Ask
+from afm_mlx.tui.adapters.dialogs import Lines
 from afm_mlx.tui.adapters.files import serves
 from afm_mlx.tui.adapters.listing import BARE, Listing
 from afm_mlx.tui.adapters.order import FIELDS, defaults, order, paths
@@ -318,7 +318,7 @@ def test_import_export_delete(services: Services, tmp_path: Path) -> None:
     stored(services, "one", feature="proofread", metrics={"loss": 1.5, "loss_before": 3.0})
 
     async def answer(person: Person, **lines: str) -> None:
-        await person.until(lambda: isinstance(person.app.screen, Ask))
+        await person.until(lambda: isinstance(person.app.screen, Lines))
         for name, text in lines.items():
             person.app.screen.query_one(f"#ask-{name}", Input).value = text
         person.app.screen.query_one(Input).focus()

@@ -16,20 +16,20 @@ Line = tuple[str, str, str, str]
 """Of a question: its name, label, value, and a hint."""
 
 
-class Ask(ModalScreen[dict[str, str] | None]):
+class Lines(ModalScreen[dict[str, str] | None]):
     """Lines to type in, by their names; ``None`` if nothing is to be done."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "close", "Close", id="ask.close", tooltip="Leave all as it is"),
+        Binding("escape", "close", "Close", id="lines.close", tooltip="Leave all as it is"),
     ]
     DEFAULT_CSS = """
-    Ask { align: center middle; }
-    Ask > Vertical {
+    Lines { align: center middle; }
+    Lines > Vertical {
         width: 72; max-width: 100%; height: auto; max-height: 100%;
         padding: 0 1; border: round $primary; background: $surface;
     }
-    Ask Horizontal.buttons { height: auto; align-horizontal: right; margin-top: 1; }
-    Ask Button { margin-left: 1; }
+    Lines Horizontal.buttons { height: auto; align-horizontal: right; margin-top: 1; }
+    Lines Button { margin-left: 1; }
     """
 
     def __init__(self, title: str, do: str, lines: Sequence[Line]) -> None:

@@ -10,7 +10,7 @@ from afm_mlx.adapters.formats import Form
 from afm_mlx.engine import Engine
 from afm_mlx.errors import InputError
 from afm_mlx.tui.adapters.comparing import Comparing
-from afm_mlx.tui.adapters.dialogs import Ask
+from afm_mlx.tui.adapters.dialogs import Lines
 from afm_mlx.tui.adapters.files import bring_in, delete, give_out, serves
 from afm_mlx.tui.adapters.listing import Listing, shelf, signature
 from afm_mlx.tui.adapters.trainer import Trainer
@@ -236,7 +236,7 @@ class AdaptersScreen(AfmScreen):
         self._work(self._import, "files")
 
     async def _import(self) -> None:
-        asked = Ask(
+        asked = Lines(
             "Take an adapter that mlx-lm, PEFT or this app wrote, for the model in use.",
             "Import",
             [
@@ -258,7 +258,7 @@ class AdaptersScreen(AfmScreen):
 
     async def _export(self) -> None:
         adapter = self._own()
-        asked = Ask(
+        asked = Lines(
             f"Write {adapter.name} for mlx-lm or PEFT.",
             "Export",
             [

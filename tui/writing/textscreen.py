@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
-from afm_mlx.tui.plain import visible
+from afm_mlx.tui.plain import plain
 from afm_mlx.tui.screen import AfmScreen
 from afm_mlx.tui.writing import clipboard, textfile
 from afm_mlx.tui.writing.files import FileDialog
@@ -77,7 +77,7 @@ class TextScreen(AfmScreen):
         """Say above and below the text what it is."""
         editor = self.editor
         title = f"Text · {self.file.path.name}" if self.file else "Text"
-        editor.border_title = Text(visible(title + (" · not saved" if self.unsaved else "")))
+        editor.border_title = plain(title + (" · not saved" if self.unsaved else ""))
         start, end = editor.span
         chosen = f"{end - start:,} of " if end > start else ""
         editor.border_subtitle = Text(f"{chosen}{len(editor.text):,} characters")
@@ -87,7 +87,7 @@ class TextScreen(AfmScreen):
     @work(group="file", exclusive=True)
     async def action_open(self) -> None:
         question = f"{self.name_of_text} is not saved. Open another text and lose the changes?"
-        if self.unsaved and not await self.confirm(visible(question), "Open"):
+        if self.unsaved and not await self.confirm(question, "Open"):
             return
         await self.app.push_screen_wait(FileDialog("Open", self._folder(), self.open_file))
 
@@ -117,7 +117,7 @@ class TextScreen(AfmScreen):
         self.describe_text()
         self.text_opened()
         if file.note:
-            self.notify(visible(f"{path.name}: {file.note}"), timeout=LONG_NOTICE, markup=False)
+            self.notify(f"{path.name}: {file.note}", timeout=LONG_NOTICE, markup=False)
         return True
 
     async def _save(self, another: bool = False) -> bool:
@@ -136,7 +136,7 @@ class TextScreen(AfmScreen):
         if self.file is not None and path == self.file.path:
             return await self._write(self.file)
         there = await asyncio.to_thread(path.exists)
-        if there and not await self.confirm(visible(f"{path} is there already. Replace it?")):
+        if there and not await self.confirm(f"{path} is there already. Replace it?"):
             return False
         return await self._write(replace(self.file or TextFile(path), path=path, changed=None))
 
@@ -144,7 +144,7 @@ class TextScreen(AfmScreen):
         text = self.editor.text
         if file.changed is not None and await asyncio.to_thread(textfile.changed_outside, file):
             question = f"{file.path.name} was changed by another program. Replace it?"
-            if not await self.confirm(visible(question), "Replace"):
+            if not await self.confirm(question, "Replace"):
                 return False
         odd = await asyncio.to_thread(textfile.unwritable, file, text)
         if odd:
@@ -155,11 +155,11 @@ class TextScreen(AfmScreen):
         self.file = await asyncio.to_thread(textfile.write, file, text)
         self.saved = text
         self.describe_text()
-        self.notify(visible(f"Saved {file.path}"), timeout=3, markup=False)
+        self.notify(f"Saved {file.path}", timeout=3, markup=False)
         return True
 
     async def may_leave(self) -> bool:
-        question = visible(f"{self.name_of_text} is not saved. End without it?")
+        question = f"{self.name_of_text} is not saved. End without it?"
         return not self.unsaved or await self.confirm(question, "Lose it")
 
     # ---- clipboard
