@@ -13,13 +13,14 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from afm_mlx.engine import Engine
 from afm_mlx.packages import SHIPPED
+from afm_mlx.quant.calibration import CalibrationOptions
 from afm_mlx.tui.app import AfmApp
 from afm_mlx.tui.inbox.demo import DemoSource
 from afm_mlx.tui.services import Services
@@ -32,6 +33,8 @@ from textual.widgets import Input
 TEXT = "hey team, i think their going to ship it tomorow. can you look at the the notes before?"
 STUDENT = "window=256 batch_size=2 held_out=16 evaluate_every=5"
 SAMPLES = 40
+CALIBRATION = 8_192
+"""Tokens, for a picture in minutes."""
 LARGEST = 150_000
 """Bytes of a picture."""
 
@@ -91,6 +94,8 @@ class Photographer:
         await self.until(lambda: screen.trainer.watched.finished)
 
     async def quantize(self, screen: Any) -> None:
+        calibration = CalibrationOptions(tokens=CALIBRATION)
+        screen.options = replace(screen.options, calibration=calibration)
         await self.pilot.press("p")
         await self.until(lambda: screen.desk and screen.desk.choices and not screen.working)
         await self.pilot.press("s", "down", "down", *["left_square_bracket"] * 4)
