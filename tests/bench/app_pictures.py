@@ -28,7 +28,7 @@ from afm_mlx.tui.settings import Settings
 
 import tyro
 from textual.pilot import Pilot
-from textual.widgets import Input
+from textual.widgets import DataTable, Input
 
 TEXT = "hey team, i think their going to ship it tomorow. can you look at the the notes before?"
 STUDENT = "window=256 batch_size=2 held_out=16 evaluate_every=5"
@@ -98,7 +98,8 @@ class Photographer:
         screen.options = replace(screen.options, calibration=calibration)
         await self.pilot.press("p")
         await self.until(lambda: screen.desk and screen.desk.choices and not screen.working)
-        await self.pilot.press("s", "down", "down", *["left_square_bracket"] * 4)
+        await self.pilot.press("s", *["left_square_bracket"] * 4)
+        screen.query_one(DataTable).move_cursor(row=2)
         await self.until(lambda: not screen.changes)
 
     async def distill(self, screen: Any) -> None:

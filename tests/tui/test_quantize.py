@@ -354,6 +354,28 @@ async def answer(pilot: Pilot[Any], text: str) -> None:
     await until(pilot, lambda: not isinstance(pilot.app.screen, Ask))
 
 
+def test_what_came_later_is_not_cut(bare: Profile, found: Profile) -> None:
+    """Columns kept the width of their first cells, and nats lost their last digit."""
+    services = fake_services()
+    app = screen_of(services)
+
+    async def test(pilot: Pilot[Any]) -> None:
+        screen = app.screen
+        await until(pilot, lambda: services.status.state == "ready")
+        await screen.take(bare)
+        table = screen.query_one(Operations)
+        await until(pilot, lambda: table.shown)
+        await screen.take(found)
+        await pilot.pause()
+        most = rows.largest(table.shown)
+        for column in table.ordered_columns:
+            longest = max(len(rows.cells(x, most)[str(column.key.value)]) for x in table.shown)
+            assert column.content_width >= longest, column.key.value
+
+    in_app(app, test, (120, 36))
+    services.engine.close()
+
+
 @pytest.mark.parametrize("size", [*SIZES, (40, 12)])
 def test_looks(size: tuple[int, int], found: Profile) -> None:
     services = fake_services()

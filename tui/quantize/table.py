@@ -19,6 +19,8 @@ from textual.widgets import DataTable, Static
 from textual.widgets.data_table import ColumnKey
 
 Cell = Text
+WIDEST = {"time": len("~100.0"), "cost": len("+0.0123")}
+"""Characters that a change can bring to cells; a column stays as wide as it is at first."""
 
 
 class Operations(DataTable[Cell]):
@@ -94,7 +96,8 @@ class Operations(DataTable[Cell]):
 
 
 def _head(column: str, order: str) -> Cell:
-    return _cell(column, COLUMNS[column] + (" ▾" if column == order else "  "))
+    label = COLUMNS[column] + (" ▾" if column == order else "  ")
+    return _cell(column, label.rjust(WIDEST.get(column, 0)))
 
 
 def _cell(column: str, text: str) -> Cell:
