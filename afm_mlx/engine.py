@@ -85,6 +85,8 @@ class Run(Generic[T]):
                     return
                 if item:
                     yield item[0]
+                    # A job that is faster than its reader must not keep the loop from others.
+                    await asyncio.sleep(0)
                 else:
                     await woken.wait()
         finally:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from afm_mlx.checkpoint import Checkpoint
-from afm_mlx.engine import Engine
+from afm_mlx.engine import Engine, Run
 from afm_mlx.errors import ExceededContextWindowSizeError, InputError, ModelError
 from afm_mlx.generation import GenerationOptions, Request
 from tests.conftest import tiny_checkpoint
@@ -127,6 +127,30 @@ def test_event_loop_stays_free_while_decoding(engine: Engine) -> None:
         return ticks
 
     assert asyncio.run(work()) > 30
+
+
+def test_items_that_wait_do_not_keep_the_loop_from_others() -> None:
+    run: Run[int] = Run()
+    for n in range(100):
+        run._put(n)
+    run._end()
+
+    async def work() -> None:
+        async def consume() -> None:
+            async for n in run:
+                read.append(n)
+
+        read: list[int] = []
+        consuming = asyncio.create_task(consume())
+        while len(read) < 3:
+            await asyncio.sleep(0)
+        assert len(read) < 10
+        consuming.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await consuming
+
+    asyncio.run(work())
+    assert run.cancelled
 
 
 def test_errors_reach_the_caller_and_the_engine_lives_on(engine: Engine) -> None:

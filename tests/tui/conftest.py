@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+from tests.tui.profiles import bare as bare
+from tests.tui.profiles import found as found
+
 import pytest
 
 

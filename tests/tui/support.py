@@ -21,6 +21,7 @@ from afm_mlx.engine import Engine, Run
 from afm_mlx.generation import Metrics, Request, Snapshot
 from afm_mlx.model import PRESETS
 from afm_mlx.tui.app import AfmApp
+from afm_mlx.tui.inbox import News, Source
 from afm_mlx.tui.screen import SCREENS, AfmScreen
 from afm_mlx.tui.services import Services
 from afm_mlx.tui.settings import Settings
@@ -28,7 +29,7 @@ from tests.conftest import random_model, tiny_tokenizer
 
 from textual.app import App, ComposeResult
 from textual.pilot import Pilot
-from textual.widgets import Static
+from textual.widgets import Input, Static
 
 PATIENCE = 30.0
 """Seconds that a busy machine gets."""
@@ -62,6 +63,22 @@ async def until(
         await pilot.pause(0.02)
 
 
+async def take(source: Source, count: int, between: Callable[[int], None]) -> list[News]:
+    """The first ``count`` news of a source; ``between`` is called after each."""
+    found: list[News] = []
+    news = source.follow()
+    try:
+        async with asyncio.timeout(30):
+            async for one in news:
+                found.append(one)
+                if len(found) == count:
+                    return found
+                between(len(found))
+    finally:
+        await news.aclose()
+    raise AssertionError("the source ended")
+
+
 def in_app(
     app: App[Any], test: Callable[[Pilot[Any]], Coroutine[Any, Any, None]], size: tuple[int, int]
 ) -> None:
@@ -72,6 +89,35 @@ def in_app(
             await test(pilot)
 
     asyncio.run(run())
+
+
+class Visitor:
+    """Someone at the screen that the app shows."""
+
+    patience = PATIENCE
+    """Seconds that what is waited for gets."""
+
+    screen: Any
+
+    def __init__(self, pilot: Pilot[None]) -> None:
+        assert isinstance(pilot.app, AfmApp)
+        self.pilot, self.app, self.screen = pilot, pilot.app, pilot.app.screen
+
+    @property
+    def told(self) -> str:
+        """All notifications so far."""
+        return "\n".join(n.message for n in self.app._notifications)
+
+    def fill(self, **fields: object) -> None:
+        """Write into fields by their names."""
+        for name, value in fields.items():
+            self.screen.query_one(f"#{name}", Input).value = str(value)
+
+    async def press(self, *keys: str) -> None:
+        await self.pilot.press(*keys)
+
+    async def until(self, condition: Any) -> None:
+        await until(self.pilot, condition, self.patience)
 
 
 def tiny(seed: int = 0) -> Checkpoint:

@@ -11,10 +11,11 @@ from typing import Any
 
 from afm_mlx.errors import InputError
 from afm_mlx.features import Notification, NotificationStack
-from afm_mlx.tui.inbox import Arrived, Inbox, InboxOptions, News, Source
+from afm_mlx.tui.inbox import Arrived, Inbox, InboxOptions, News
 from afm_mlx.tui.inbox.arrivals import OLDEST, Reader, arrived, minutes_ago, printable, shown_time
 from afm_mlx.tui.inbox.demo import DemoSource, invented, pauses
 from afm_mlx.tui.inbox.file import FileSource, Log
+from tests.tui.support import take
 
 import pytest
 
@@ -219,22 +220,6 @@ def test_a_single_object_over_several_lines(tmp_path: Path) -> None:
     path = tmp_path / "inbox.json"
     path.write_text(json.dumps(LINE, indent=2))
     assert bodies(look(Log(), path).arrived) == ["hello"]
-
-
-async def take(source: Source, count: int, between: Callable[[int], None]) -> list[News]:
-    """The first ``count`` news of a source; ``between`` is called after each."""
-    found: list[News] = []
-    news = source.follow()
-    try:
-        async with asyncio.timeout(30):
-            async for one in news:
-                found.append(one)
-                if len(found) == count:
-                    return found
-                between(len(found))
-    finally:
-        await news.aclose()
-    raise AssertionError("the source ended")
 
 
 def test_a_file_is_followed(tmp_path: Path) -> None:

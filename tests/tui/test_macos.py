@@ -5,7 +5,6 @@ import plistlib
 import sqlite3
 import sys
 import time
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from afm_mlx.errors import InputError
 from afm_mlx.features import Notification
 from afm_mlx.tui.inbox import News, macos
 from afm_mlx.tui.inbox.macos import COCOA_EPOCH, MacSource, app_name, decode, find, read
+from tests.tui.support import take
 
 import pytest
 
@@ -208,22 +208,6 @@ def test_the_known_places(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # ---- following
-
-
-async def take(source: MacSource, count: int, between: Callable[[int], None]) -> list[News]:
-    """The first ``count`` news of a source; ``between`` is called after each."""
-    found: list[News] = []
-    news = source.follow()
-    try:
-        async with asyncio.timeout(30):
-            async for one in news:
-                found.append(one)
-                if len(found) == count:
-                    return found
-                between(len(found))
-    finally:
-        await news.aclose()
-    raise AssertionError("the source ended")
 
 
 def test_it_is_followed(tmp_path: Path) -> None:
