@@ -1,5 +1,7 @@
 """The screen of bits: sums and plans against the package's own, table, files, real tiny models."""
 
+import asyncio
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -26,6 +28,7 @@ from afm_mlx.tui.services import Services
 from tests.tui.pictures import THEMES, picture
 from tests.tui.profiles import MACHINE, UP
 from tests.tui.support import (
+    PATIENCE,
     SIZES,
     app_with,
     fake_services,
@@ -157,6 +160,32 @@ def test_what_came_later_is_not_cut(bare: Profile, found: Profile) -> None:
         for column in table.ordered_columns:
             longest = max(len(rows.cells(x, most)[str(column.key.value)]) for x in table.shown)
             assert column.content_width >= longest, column.key.value
+
+    in_app(app, test, (120, 36))
+    services.engine.close()
+
+
+def test_the_profile_opened_last_stays(
+    bare: Profile, found: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services, shown, of = fake_services(), threading.Event(), Desk.of
+
+    def slow_for_bare(profile: Profile) -> Desk:
+        assert profile is not bare or shown.wait(PATIENCE)
+        return of(profile)
+
+    monkeypatch.setattr(Desk, "of", slow_for_bare)
+    app = screen_of(services)
+
+    async def test(pilot: Pilot[Any]) -> None:
+        screen = app.screen
+        await until(pilot, lambda: services.status.state == "ready")
+        older = asyncio.create_task(screen.take(bare))
+        await pilot.pause()
+        await screen.take(found)
+        shown.set()
+        await older
+        assert screen.desk is not None and screen.desk.profile is found
 
     in_app(app, test, (120, 36))
     services.engine.close()

@@ -68,6 +68,7 @@ class QuantizeScreen(AfmScreen):
     def __init__(self) -> None:
         super().__init__()
         self.options = Options()
+        self.taken: Profile | None = None
         self.desk: Desk | None = None
         self.best: list[tuple[float, float]] = []
         self.places: list[int] = []
@@ -92,7 +93,7 @@ class QuantizeScreen(AfmScreen):
         self.add_class("-nothing")
         recent = self.services.settings.recent.get(RECENT)
         if recent and Path(recent).is_file():
-            self.run_worker(self._open(Path(recent)), group="open", exclusive=True)
+            self.run_worker(self._reopen(Path(recent)))
 
     async def leave(self) -> None:
         self.workers.cancel_group(self, "work")
@@ -241,9 +242,12 @@ class QuantizeScreen(AfmScreen):
     # ---- profiles
 
     async def take(self, profile: Profile) -> None:
-        """Show a profile with the usual budget."""
-        self.before = []
-        self.show(await asyncio.to_thread(Desk.of, profile), keep=False)
+        """Show a profile with the usual budget, unless another is taken meanwhile."""
+        self.taken = profile
+        desk = await asyncio.to_thread(Desk.of, profile)
+        if self.taken is profile:
+            self.before = []
+            self.show(desk, keep=False)
 
     def action_open(self) -> None:
         """Open a profile."""
@@ -255,6 +259,12 @@ class QuantizeScreen(AfmScreen):
         name = await self._ask("Open profile", "", hint, list(map(str, known)))
         if name is not None:
             await self._open(expanded(name))
+
+    async def _reopen(self, file: Path) -> None:
+        """Show the profile of last time, unless there is one by now."""
+        profile = await asyncio.to_thread(profile_files.read, file)
+        if self.taken is None:
+            await self.take(profile)
 
     async def _open(self, file: Path) -> None:
         await self.take(await asyncio.to_thread(profile_files.read, file))
