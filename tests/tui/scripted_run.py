@@ -3,10 +3,12 @@
     python tests/tui/scripted_run.py --out FOLDER [--steps N] [--every N] [--plan] --json
 
 It saves every second step or every N-th, goes on after its last save, and refuses
-``--teacher none``.
+``--teacher none``. As in a real run files are whole whenever it is interrupted, and what was saved
+was said.
 """
 
 import json
+import signal
 import sys
 import time
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 PAUSE = 0.03
 
 arguments = sys.argv[1:]
+interrupted: list[int] = []
 
 
 def option(name: str, usual: str) -> str:
@@ -23,6 +26,12 @@ def option(name: str, usual: str) -> str:
 
 def say(event: str, **values: Any) -> None:
     print(json.dumps({"event": event, **values}), flush=True)  # noqa: T201
+
+
+def write(file: Path, values: dict[str, Any]) -> None:
+    new = file.with_suffix(".new")
+    new.write_text(json.dumps(values))
+    new.replace(file)
 
 
 def main() -> int:
@@ -41,7 +50,7 @@ def main() -> int:
         return 0
     out.mkdir(parents=True, exist_ok=True)
     recipe = {"teacher": [teacher], "student": "", "training": {"steps": steps}}
-    (out / "recipe.json").write_text(json.dumps(recipe))
+    write(out / "recipe.json", recipe)
     scores = {"perplexity": 12.5, "kl": 0.0, "agreement": 1.0, "test_perplexity": None}
     say("measured", who="teacher", scores=scores)
     say("progress", stage="logits", done=51, total=51)
@@ -57,6 +66,9 @@ def main() -> int:
         note("resumed", step=step)
     while step < steps:
         time.sleep(PAUSE)
+        if interrupted:
+            print("afm: stopped", file=sys.stderr)  # noqa: T201
+            return 130
         step += 1
         spent = {"step": step, "tokens": 96 * step, "seconds": 0.1 * step}
         note("step", **spent, loss=5 / step, learning_rate=1e-3, grad_norm=1.0,
@@ -64,7 +76,7 @@ def main() -> int:
         if step % every == 0 or step == steps:
             note("evaluation", **spent, better=True, perplexity=60 / step, kl=3 / step,
                  agreement=step / (step + 5))  # fmt: skip
-            save.write_text(json.dumps({"step": step}))
+            write(save, {"step": step})
             note("saved", step=step, best=True)
     (out / "student").mkdir(exist_ok=True)
     say("finished", path=str(out / "student"), report=str(out / "report.md"),
@@ -73,8 +85,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        print("afm: stopped", file=sys.stderr)  # noqa: T201
-        sys.exit(130)
+    for ending in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ending, lambda number, _: interrupted.append(number))
+    sys.exit(main())

@@ -59,8 +59,14 @@ async def until(
     """Let the app go on until ``condition`` holds, at most ``patience`` seconds."""
     wait = Wait(patience)
     while not condition():
-        assert not wait.over, "the condition does not come true"
+        assert not wait.over, f"the condition does not come true: {_seen(pilot.app)}"
         await pilot.pause(0.02)
+
+
+def _seen(app: App[Any]) -> str:
+    """What a person would report: the errors so far, and the screen."""
+    problems = [str(problem) for problem in getattr(app, "problems", ())]
+    return "\n".join([*problems, screen_text(app)])
 
 
 async def take(source: Source, count: int, between: Callable[[int], None]) -> list[News]:
