@@ -53,6 +53,11 @@ class Filling(NamedTuple):
     gain: mx.array | None = None
     rows: mx.array | None = None
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(x.nbytes for x in self if isinstance(x, mx.array))
+
 
 class Slot(nn.Module):
     """A frozen layer, and room for an adapter's matrices beside it."""
@@ -81,12 +86,9 @@ class Slot(nn.Module):
         """Inputs K and outputs N; of an embedding its rows and columns."""
         raise NotImplementedError
 
-    def fill(self, filling: Filling, dtype: mx.Dtype) -> None:
-        """Take matrices by reference; where ``dtype`` is another, they are converted when they
-        are first needed."""
+    def fill(self, filling: Filling) -> None:
+        """Take matrices by reference."""
         lora_a, lora_b, scale, m, gain, rows = filling
-        if lora_a.dtype != dtype:
-            lora_a, lora_b = lora_a.astype(dtype), lora_b.astype(dtype)
         self["lora_a"], self["lora_b"] = lora_a, lora_b  # a swap has no time for __setattr__
         if m is None:
             self.pop("m", None)

@@ -105,12 +105,15 @@ def compute_type(model: nn.Module) -> mx.Dtype:
 def fit(model: nn.Module, adapter: Adapter) -> dict[str, Filling]:
     """What an adapter fills slots with, by their names; missing ones are made, and left empty.
 
+    Matrices are of the type that the model computes in, so that nothing is converted when they
+    are put in.
+
     Raises:
         InputError: its matrices do not fit the model.
     """
     places = adapter.places
     found = make_slots(model, places)
-    scale = adapter.options.multiplier
+    scale, dtype = adapter.options.multiplier, compute_type(model)
     fillings = {}
     for place, matrices in places.items():
         slot = found[place]
@@ -118,8 +121,9 @@ def fit(model: nn.Module, adapter: Adapter) -> dict[str, Filling]:
         gain = None
         if matrices.m is not None and isinstance(slot, LoRALinear):
             gain = matrices.m / slot.lengths(matrices.lora_a, matrices.lora_b, scale)
-        fillings[place] = Filling(*matrices[:2], scale, matrices.m, gain)
-    mx.eval([f.gain for f in fillings.values() if f.gain is not None])
+        lora_a, lora_b = (x.astype(dtype) for x in matrices[:2])
+        fillings[place] = Filling(lora_a, lora_b, scale, matrices.m, gain)
+    mx.eval([x for f in fillings.values() for x in f if isinstance(x, mx.array)])
     return fillings
 
 
@@ -135,22 +139,19 @@ def _check(name: str, place: str, slot: Slot, matrices: Matrices) -> None:
 
 
 def put(model: nn.Module, adapter: Adapter | None) -> None:
-    """Fill the slots with an adapter's matrices by reference, or empty them.
+    """Fill the slots with an adapter's matrices, or empty them.
 
     Raises:
         InputError: it does not fit; what was in stays in.
     """
     fillings = fit(model, adapter) if adapter is not None else {}
-    dtype = compute_type(model)
     for place, slot in slots(model).items():
         slot.empty()
         if place in fillings:
-            slot.fill(fillings[place], dtype)
+            slot.fill(fillings[place])
 
 
-def stacked(
-    parts: Sequence[Filling | None], shape: tuple[int, int], rows: mx.array, dtype: mx.Dtype
-) -> Filling:
+def stacked(parts: Sequence[Filling | None], shape: tuple[int, int], rows: mx.array) -> Filling:
     """One filling for a batch whose rows take one part each; ``None`` changes nothing.
 
     Lower ranks are filled up with zeros to the highest.
@@ -160,13 +161,14 @@ def stacked(
         rows: index of the part for each row of the batch, ``[B]``.
     """
     rank = max(p.lora_a.shape[1] for p in parts if p is not None)
+    dtype = next(p.lora_a.dtype for p in parts if p is not None)
     lora_a, lora_b, gains = [], [], []
-    nothing = Filling(mx.zeros((shape[0], rank)), mx.zeros((rank, shape[1])), 1.0)
+    nothing = Filling(mx.zeros((shape[0], rank), dtype), mx.zeros((rank, shape[1]), dtype), 1.0)
     for part in parts:
         a, b, scale, _, gain, _ = part or nothing
         room = rank - a.shape[1]
-        lora_a.append(mx.pad(a.astype(dtype), [(0, 0), (0, room)]))
-        lora_b.append(mx.pad(scale * b.astype(dtype), [(0, room), (0, 0)]))
+        lora_a.append(mx.pad(a, [(0, 0), (0, room)]))
+        lora_b.append(mx.pad(scale * b, [(0, room), (0, 0)]))
         gains.append(gain)
     if any(g is not None for g in gains):
         one = mx.ones((shape[1],))
@@ -225,7 +227,7 @@ def prepare(
             m = known.m
         if options.dora and m is None and isinstance(slot, LoRALinear):
             m = slot.lengths(lora_a, lora_b, scale)
-        slot.fill(Filling(lora_a, lora_b, scale, m), mx.float32)
+        slot.fill(Filling(lora_a, lora_b, scale, m))
         slot.dropout = nn.Dropout(options.dropout).train(slot.training)
         slot.unfreeze(keys=list(LEAVES), recurse=False)
     mx.eval(taken(model))

@@ -1,20 +1,22 @@
 """Adapters beside one model: found, checked, kept in memory, and put in by reference.
 
-What a swap needs is worked out when an adapter is loaded: which slot gets which matrices. Then
-another adapter costs a few attributes per layer; base weights are never touched, and nothing is
-copied or read. The least recently used leave memory first, and are read again when wanted.
+What a swap needs is worked out when an adapter is loaded: which slot gets which matrices, in the
+type that the model computes in. Then another adapter costs a few attributes per layer; base
+weights are never touched, and nothing is copied, converted or read. The least recently used leave
+memory first, and are read again when wanted.
 """
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 
 from afm_mlx.adapters import formats
 from afm_mlx.adapters.adapter import About, Adapter, LoRAOptions
 from afm_mlx.adapters.layers import Filling, Slot
-from afm_mlx.adapters.lora import compute_type, fit, slots, stacked
+from afm_mlx.adapters.lora import fit, slots, stacked
 from afm_mlx.errors import InputError
 
 import mlx.core as mx
@@ -52,9 +54,13 @@ class Loaded:
         identity: differs for all adapters ever loaded, and is never 0.
     """
 
-    adapter: Adapter
     identity: int
     fillings: Mapping[str, Filling]
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes of all its arrays."""
+        return sum(filling.nbytes for filling in self.fillings.values())
 
 
 class Store:
@@ -73,7 +79,6 @@ class Store:
     ) -> None:
         self.model, self.budget, self.default = model, budget, BARE
         self._signature = signature
-        self._dtype = compute_type(model)
         self._known: dict[str, Listed] = {}
         self._loaded: OrderedDict[str, Loaded] = OrderedDict()
         self._slots: dict[str, Slot] = slots(model)  # others may have left matrices there
@@ -99,7 +104,7 @@ class Store:
     @property
     def nbytes(self) -> int:
         """Bytes of the adapters in memory."""
-        return sum(x.adapter.nbytes for x in self._loaded.values())
+        return sum(x.nbytes for x in self._loaded.values())
 
     def listed(self) -> list[Listed]:
         """All that is known of the adapters, by name."""
@@ -116,9 +121,10 @@ class Store:
         """
         if name == BARE:
             raise InputError("an adapter needs a name: give it one")
-        adapter = self._keep(name, Path(folder)).adapter
+        adapter = self._read(name, Path(folder))
+        loaded = self._keep(adapter)
         self._known[name] = Listed(
-            name, Path(folder), adapter.options, adapter.about, adapter.nbytes, True, False
+            name, Path(folder), adapter.options, adapter.about, loaded.nbytes, True, False
         )
         return replace(self._known[name], default=name == self.default)
 
@@ -151,7 +157,7 @@ class Store:
         fillings = found.fillings if found is not None else {}
         for place, slot in self._slots.items():
             if place in fillings:
-                slot.fill(fillings[place], self._dtype)
+                slot.fill(fillings[place])
             else:
                 slot.empty()
         return found.identity if found is not None else 0
@@ -164,7 +170,7 @@ class Store:
         for place, slot in self._slots.items():
             parts = [f.get(place) for f in fillings]
             if any(parts):
-                slot.fill(stacked(parts, slot.shape, self._rows, self._dtype), self._dtype)
+                slot.fill(stacked(parts, slot.shape, self._rows))
             else:
                 slot.empty()
 
@@ -185,7 +191,7 @@ class Store:
             return None
         folder = self._folder(name)
         if name not in self._loaded:
-            return self._keep(name, folder)
+            return self._keep(self._read(name, folder))
         self._loaded.move_to_end(name)
         return self._loaded[name]
 
@@ -195,8 +201,8 @@ class Store:
             raise InputError(f"there is no adapter {name!r} here ({known}): load it first")
         return self._known[name].folder
 
-    def _keep(self, name: str, folder: Path) -> Loaded:
-        """Read an adapter, check it, and take it into memory."""
+    def _read(self, name: str, folder: Path) -> Adapter:
+        """The adapter in a folder, if it is for this model."""
         adapter = formats.read(folder, name)
         own = adapter.about.base_signature
         if own and own != self._signature():
@@ -204,17 +210,14 @@ class Store:
                 f"adapter {name} is for another model (base signature {own[:12]}, this model has"
                 f" {self._signature()[:12]}): train it for this one"
             )
-        if self._dtype != mx.float32:
-            weights = {
-                n: w if n.endswith(".m") else w.astype(self._dtype)
-                for n, w in adapter.weights.items()
-            }
-            mx.eval(weights)
-            adapter = replace(adapter, weights=weights)
-        loaded = Loaded(adapter, next(self._identities), fit(self.model, adapter))
+        return adapter
+
+    def _keep(self, adapter: Adapter) -> Loaded:
+        """Check an adapter against the model, and take it into memory."""
+        loaded = Loaded(next(self._identities), fit(self.model, adapter))
         self._slots = slots(self.model)
-        self._loaded[name] = loaded
-        self._loaded.move_to_end(name)
+        self._loaded[adapter.name] = loaded
+        self._loaded.move_to_end(adapter.name)
         while self.nbytes > self.budget and len(self._loaded) > 1:
             self._loaded.popitem(last=False)
         return loaded

@@ -6,6 +6,7 @@ prints its events as lines of JSON. FOLDER gets chat.jsonl, the adapter in out, 
 """
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -55,8 +56,9 @@ def rows(count: int = 30) -> list[Any]:
 
 
 def write(path: Path, rows: Sequence[Any]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
+    new = path.with_name(f"{os.getpid()}.new")  # two processes of one run write the same
+    new.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(new.replace(path))
 
 
 def training(place: Path, **changes: Any) -> AdapterTraining:

@@ -90,7 +90,7 @@ def test_linear_layers_of_every_kind(kind: str) -> None:
     plain = layer(x)
     assert mx.array_equal(slot(x), plain)
     a, b = normal(K, RANK, seed=5), normal(RANK, N, seed=6)
-    slot.fill(Filling(a, b, 0.5), mx.float32)
+    slot.fill(Filling(a, b, 0.5))
     delta = np.array(a) @ np.array(b) * 0.5
     assert close(slot(x), plain + x @ mx.array(delta))
     assert close(slot.dense(), weight_of(layer, K) + mx.array(delta).T, 1e-4)
@@ -109,7 +109,7 @@ def test_embeddings_of_every_kind(kind: str) -> None:
     assert mx.array_equal(slot(tokens), rows)
     assert mx.array_equal(slot.as_linear(x), logits)
     a, b = normal(96, RANK, seed=5), normal(RANK, 64, seed=6)
-    slot.fill(Filling(a, b, 0.5), mx.float32)
+    slot.fill(Filling(a, b, 0.5))
     delta = mx.array(np.array(a) @ np.array(b) * 0.5)
     assert close(slot(tokens), rows + delta[tokens])
     assert close(slot.as_linear(x), logits + x @ delta.T)
@@ -121,7 +121,7 @@ def test_dora_on_every_kind(kind: str) -> None:
     layer = linear(kind)
     slot = slot_for(layer)
     a, b, m = normal(K, RANK, seed=5), 0.1 * normal(RANK, N, seed=6), mx.abs(normal(N, seed=7)) + 1
-    slot.fill(Filling(a, b, 0.5, m), mx.float32)
+    slot.fill(Filling(a, b, 0.5, m))
     changed = np.array(weight_of(layer, K)) + 0.5 * (np.array(a) @ np.array(b)).T
     wanted = np.array(m)[:, None] * changed / np.linalg.norm(changed, axis=1, keepdims=True)
     x = normal(5, K, seed=4)
@@ -135,7 +135,7 @@ def test_dora_learns_as_in_mlx_lm() -> None:
     theirs = DoRALinear.from_base(layer, RANK, 0.0, 0.5)
     slot = slot_for(layer)
     a, b, m = normal(K, RANK, seed=5), normal(RANK, N, seed=6), theirs.m * 1.5
-    slot.fill(Filling(a, b, 0.5, m), mx.float32)
+    slot.fill(Filling(a, b, 0.5, m))
     theirs.update({"lora_a": a, "lora_b": b, "m": m})
     x, c = normal(5, K, seed=4), normal(5, N, seed=8)
     assert close(slot(x), theirs(x), 1e-4)
@@ -313,13 +313,13 @@ def test_rows_of_a_batch_have_matrices_of_their_own(dora: bool) -> None:
         fillings.append(Filling(a, b, 0.5 * seed, None, gain))
     x = normal(4, 3, K, seed=4)
     rows = [1, 0, 2, 1]
-    slot.fill(stacked(fillings, slot.shape, mx.array(rows, mx.uint32), mx.float32), mx.float32)
+    slot.fill(stacked(fillings, slot.shape, mx.array(rows, mx.uint32)))
     found = slot(x)
     for row, index in enumerate(rows):
         slot.empty()
         part = fillings[index]
         if part is not None:
-            slot.fill(part, mx.float32)
+            slot.fill(part)
         assert close(found[row], slot(x)[row], 1e-5)
     assert close(found[1], layer(x)[1])
 
@@ -328,10 +328,10 @@ def test_embedding_rows_of_a_batch() -> None:
     slot = slot_for(embedding("dense"))
     fillings = [Filling(normal(96, 3, seed=s), normal(3, 64, seed=s + 1), 0.5) for s in (1, 5)]
     tokens, x, rows = mx.array([[3, 90], [7, 7], [1, 2]]), normal(3, 2, 64), [1, 0, 1]
-    slot.fill(stacked(fillings, slot.shape, mx.array(rows, mx.uint32), mx.float32), mx.float32)
+    slot.fill(stacked(fillings, slot.shape, mx.array(rows, mx.uint32)))
     looked_up, logits = slot(tokens), slot.as_linear(x)
     for row, index in enumerate(rows):
-        slot.fill(fillings[index], mx.float32)
+        slot.fill(fillings[index])
         assert close(looked_up[row], slot(tokens)[row])
         assert close(logits[row], slot.as_linear(x)[row])
 

@@ -2,9 +2,9 @@
 
 uv run python tests/bench/swap.py [--model MODEL] [--adapters 10] [--requests 8] [--tiny]
 
-Adapters are random, of rank 16 on every linear layer. ``put`` is a swap from memory; ``first step``
-what a decoded token right after it costs more than others (on the CPU 16-bit matrices are
-converted then); ``disk`` reads, checks and puts in. mlx-lm's way to another adapter is to load the
+Adapters are random, of rank 16 on every linear layer. ``put`` is a swap from memory, and ``a swap
+with its first step`` what it and the token decoded right after it take longer than a token alone;
+``disk`` reads, checks, converts to the type computed in, and puts in. mlx-lm's way to another adapter is to load the
 model again with it; the files are those of the disk test, and its time counts no tokenizer.
 Requests are answered greedily, one after another and in one batch, with no prompt cached.
 ``--tiny`` runs all of it on a small random model, as a check of this script.
@@ -48,8 +48,8 @@ class Options:
     adapters: int = 10
     rank: int = 16
     rounds: int = 200
-    """Swaps from memory; a tenth as many from disk."""
-    reloads: int = 3
+    """Swaps from memory; half as many from disk."""
+    reloads: int = 100
     """Reloads by mlx-lm; 0 leaves them out."""
     requests: int = 8
     kinds: int = 4
@@ -117,7 +117,7 @@ def swaps(model: Model, store: Store, names: list[str], options: Options, files:
     show("put, from memory", timed(lambda i: store.put(names[i % len(names)]), options.rounds))
     show("put, bare model", timed(lambda i: store.put((BARE, names[0])[i % 2]), options.rounds))
 
-    token, steps = mx.array([[5]]), max(options.rounds // 10, 3)
+    token, steps = mx.array([[5]]), max(options.rounds // 2, 3)
 
     def step(i: int) -> None:
         mx.eval(model(token))
