@@ -34,6 +34,13 @@ T = TypeVar("T")
 
 LOADING_PATIENCE = 3.0
 """Seconds that closing an engine waits for a model that is still loading."""
+_LEFT: list[threading.Thread] = []
+"""Threads that closing did not wait for."""
+
+
+def still_loading() -> bool:
+    """Whether a closed engine is loading still; an orderly end of the process would abort then."""
+    return any(thread.is_alive() for thread in _LEFT)
 
 
 class Run(Generic[T]):
@@ -260,6 +267,8 @@ class Engine:
             run.cancel()
         # A download may take minutes and cannot be stopped: the process need not wait for it.
         self._thread.join(timeout=None if self._loading.done() else LOADING_PATIENCE)
+        if self._thread.is_alive():
+            _LEFT.append(self._thread)
         atexit.unregister(self.close)
 
     @property

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from afm_mlx.checkpoint import Checkpoint
-from afm_mlx.engine import Engine, Run
+from afm_mlx.engine import Engine, Run, still_loading
 from afm_mlx.errors import ExceededContextWindowSizeError, InputError, ModelError
 from afm_mlx.generation import GenerationOptions, Request
 from tests.conftest import tiny_checkpoint
@@ -193,7 +193,29 @@ def test_closing_does_not_wait_for_a_long_load(monkeypatch: pytest.MonkeyPatch) 
 
     engine = Engine(slow)
     engine.close()  # would hang here
+    assert still_loading()
     go.set()
+    engine._thread.join(timeout=60)
+    assert not still_loading()
+
+
+def test_a_command_may_end_while_the_model_loads() -> None:
+    # The process aborted: its end took the streams of a thread in MLX away.
+    code = (
+        "import afm_mlx.engine as engine; from afm_mlx.cli import commands, main\n"
+        "from tests.conftest import tiny_checkpoint\n"
+        "import mlx.core as mx\n"
+        "engine.LOADING_PATIENCE = 0.2\n"
+        "def long():\n"
+        "    a = mx.ones((300, 300))\n"
+        "    while True: mx.eval(a @ a)\n"
+        "def run(self):\n"
+        "    engine.Engine(long).close(); print('ended'); return 3\n"
+        "commands.Doctor.run = run\n"
+        "raise SystemExit(main(['doctor']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
+    assert (done.returncode, done.stdout) == (3, "ended\n"), done.stderr
 
 
 def test_job_that_exits_does_not_kill_the_engine(engine: Engine) -> None:

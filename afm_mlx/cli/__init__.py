@@ -4,7 +4,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 from afm_mlx.cli import adapter_commands, commands
 from afm_mlx.errors import AFMError, first_line
@@ -14,6 +14,23 @@ import tyro
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of ``afm``; returns the exit code."""
+    code = _run(arguments)
+    engine = sys.modules.get("afm_mlx.engine")
+    if engine is not None and engine.still_loading():
+        _leave(code)
+    return code
+
+
+def _leave(code: int) -> NoReturn:
+    """End at once. An orderly end would abort ("terminate called ...") while the engine's thread
+    is in MLX: it may be loading, or compiling, on a busy machine."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(code)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] == ["--serve"] or (not arguments and _terminal()):
         arguments = ["app", *arguments]
@@ -86,11 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print("afm: stopped", file=sys.stderr, flush=True)
-        with contextlib.suppress(OSError):
-            sys.stdout.flush()
-        # An orderly end would abort ("terminate called ...") if the engine's thread is still
-        # in MLX: it may be loading, or compiling, on a busy machine.
-        os._exit(130)
+        _leave(130)
     except BrokenPipeError:  # whoever read our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -4,8 +4,9 @@ uv run python tests/bench/swap.py [--model MODEL] [--adapters 10] [--requests 8]
 
 Adapters are random, of rank 16 on every linear layer. ``put`` is a swap from memory, and ``a swap
 with its first step`` what it and the token decoded right after it take longer than a token alone;
-``disk`` reads, checks, converts to the type computed in, and puts in. mlx-lm's way to another adapter is to load the
-model again with it; the files are those of the disk test, and its time counts no tokenizer.
+``disk`` reads, checks, converts to the type computed in, and puts in. mlx-lm's way to another
+adapter is to load the model again with it; the files are those of the disk test, and its time
+counts no tokenizer.
 Requests are answered greedily, one after another and in one batch, with no prompt cached.
 ``--tiny`` runs all of it on a small random model, as a check of this script.
 """
