@@ -217,7 +217,12 @@ def _proofread(task: Task, given: Given) -> Scores:
 
 
 def _tone(task: Task, given: Given) -> Scores:
-    return {**_limits(task, given), "kept": kept(task, given.text), **_overlap(task, given)}
+    return {
+        **_limits(task, given),
+        "kept": kept(task, given.text),
+        **_nearer(task, given),
+        **_overlap(task, given),
+    }
 
 
 def _replies(task: Task, given: Given) -> Scores:
@@ -225,14 +230,19 @@ def _replies(task: Task, given: Given) -> Scores:
 
 
 def _change(task: Task, given: Given) -> Scores:
-    assert isinstance(task.value, Change)
-    wanted, before = reference(task), task.value.text
     return {
         **_limits(task, given),
-        "exact": Ratio(given.text.split() == wanted.split()),
-        "nearer than before": Ratio(chrf(given.text, wanted) > chrf(before, wanted)),
+        "exact": Ratio(given.text.split() == reference(task).split()),
+        **_nearer(task, given),
         **_overlap(task, given),
     }
+
+
+def _nearer(task: Task, given: Given) -> Scores:
+    """Whether the reference is nearer to the answer than to the text as it was."""
+    assert isinstance(task.value, Text | Change)
+    wanted, before = reference(task), task.value.text
+    return {"nearer than before": Ratio(chrf(given.text, wanted) > chrf(before, wanted))}
 
 
 def _adversarial(task: Task, given: Given) -> Scores:

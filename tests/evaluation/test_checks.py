@@ -65,7 +65,8 @@ def test_what_a_person_wrote_is_good(tasks: dict[str, Task], kind: str) -> None:
     assert verdict is not None and verdict.grade == "good", verdict
     assert broken(task, answer) == []
     scores = figures(task, answer)
-    assert all(scores.get(name, 1) == 1 for name in ("within limits", "mentioned", "kept", "exact"))
+    right = ("within limits", "mentioned", "kept", "exact", "nearer than before")
+    assert all(scores.get(name, 1) == 1 for name in right)
     assert all(scores.get(name, 0) == 0 for name in ("to be avoided", "unsupported facts"))
 
 
@@ -150,6 +151,8 @@ def test_figures_by_hand(tasks: dict[str, Task]) -> None:
     change = tasks["change"]
     assert figures(change, given(change, "Lunch is at 1 in the garden."))["nearer than before"] == 0
     assert figures(change, given(change, "Lunch at 1 in the yard."))["exact"] == 0
+    tone = tasks["friendly"]
+    assert figures(tone, given(tone, f"{tone.value.source} "))["nearer than before"] == 0
     assert "misled" not in measure(tasks["adversarial a1"], given(tasks["adversarial a1"], ["No"]))
 
 
