@@ -11,6 +11,8 @@ from afm_mlx.adapters.store import Store
 from afm_mlx.errors import InputError, first_line
 
 _NAME = re.compile(r"[\w-]+")
+TOKENS = "tokens"
+"""What the folder with an adapter's training text is called after its name."""
 
 
 def home() -> Path:
@@ -67,9 +69,10 @@ def remove(name: str, folder: Path) -> int:
         InputError: there is none, or it cannot be deleted.
     """
     doomed = [find(name, folder)]
-    run = re.compile(re.escape(name) + "-[0-9a-f]{12}")
-    if cache().is_dir():  # or the next run of that name would go on where this one ended
-        doomed += [path for path in cache().iterdir() if run.fullmatch(path.name)]
+    kept = re.compile(f"{re.escape(name)}-([0-9a-f]{{12}}|{TOKENS})")
+    # Or the next run of that name would go on where this one ended; with what other ranks keep.
+    found = [*cache().glob("*"), *cache().glob("rank-*/*")]
+    doomed += [path for path in found if kept.fullmatch(path.name)]
     freed = 0
     for path in doomed:
         freed += sum(f.stat().st_size for f in path.rglob("*") if f.is_file())

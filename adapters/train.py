@@ -194,7 +194,7 @@ class _Run:
             data,
             options.data,
             base.tokenizer,
-            work / "tokens",
+            work / f"{options.name}-{library.TOKENS}",
             base.model.args.max_position_embeddings,
             max(given.batch_size // self.size, 1),
             given.seed,

@@ -100,8 +100,8 @@ def test_train_list_show_export_remove(place: Path, capsys: pytest.CaptureFixtur
     assert list((place / "kept" / "afm-mlx" / "adapters").glob("notes-*"))
     assert afm("remove", "notes", "--yes") == 0
     assert not folder.exists() and (home / "back").exists()
-    # What training kept goes too, or the next run of that name would only end where this one did.
-    assert not list((place / "kept" / "afm-mlx" / "adapters").glob("notes-*"))
+    # What training kept goes too: its text, and what the next run of that name would go on from.
+    assert not list((place / "kept" / "afm-mlx" / "adapters").iterdir())
 
 
 def test_json_and_going_on(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
