@@ -165,11 +165,11 @@ def _as(feature: Feature[Any], options: EvaluationOptions) -> Feature[Any]:
     return replace(feature, grounded=feature.grounded and options.grounded)
 
 
-def asked(tasks: Iterable[Task]) -> str:
-    """Digest of how the tasks' features ask the model."""
+def asked(features: Iterable[Feature[Any]]) -> str:
+    """Digest of how features ask the model."""
     known = {
         f.name: (f.instructions, f.examples, f.best_of, f.keeps, f.favours, f.lines)
-        for f in (task.feature for task in tasks)
+        for f in features
     }
     return hashlib.sha256(json.dumps(sorted(known.items())).encode()).hexdigest()[:16]
 
@@ -194,7 +194,7 @@ def settings(
         "model": signature,
         "kv": kv,
         "data": fingerprint(data),
-        "asked": asked(tasks),
+        "asked": asked(task.feature for task in tasks),
         "adapters": dict(adapters),
         "best_of": options.best_of,
         "grounded": options.grounded,

@@ -40,7 +40,7 @@ def judge(
     settings = {
         "model": base.signature,
         "rows": hashlib.sha256(package.evaluation.read_bytes()).hexdigest(),
-        "asked": asked(wanted),
+        "asked": asked(task.feature for task in wanted),
         "adapter": hashlib.sha256(weights).hexdigest(),
     }
     name = hashlib.sha256(json.dumps([package.name, settings]).encode()).hexdigest()[:16]
