@@ -8,8 +8,7 @@ from typing import Any
 
 from afm_mlx.adapters import formats
 from afm_mlx.errors import InputError
-from afm_mlx.features import PROOFREAD
-from afm_mlx.packages import build as making
+from afm_mlx.features import FEATURES, PROOFREAD
 from afm_mlx.packages.build import CARD, Built
 from afm_mlx.packages.use import RECORD
 from tests.test_packages import Judge, kinds, package, run, steps
@@ -96,7 +95,7 @@ def test_a_feature_asked_otherwise_is_measured_again_not_trained(
 ) -> None:
     folder, judge = built(tmp_path), Judge()
     other = replace(PROOFREAD, best_of=PROOFREAD.best_of + 1)
-    monkeypatch.setitem(making.FEATURES, "proofread", other)
+    monkeypatch.setitem(FEATURES, "proofread", other)
     assert kinds(list(run(tmp_path, [package(tmp_path, "one")]))) == ["UpToDate"]
     list(run(tmp_path, [package(tmp_path, "one", rate=1e-9)], judge=judge))
     assert folder in judge.asked

@@ -47,6 +47,8 @@ class EvaluationOptions:
             raise InputError("limit counts rows: give at least 1")
         if self.best_of is not None and self.best_of < 1:
             raise InputError("best_of counts answers: give at least 1")
+        if self.seed < 0:
+            raise InputError("seed counts draws: give at least 0")
 
 
 @dataclass(frozen=True)
