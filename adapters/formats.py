@@ -45,6 +45,10 @@ _PEFT_LEAVES = {
 }
 
 
+SENSELESS = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
+"""What values may lead to that are none of an adapter: ranks of 0, endless numbers or lists."""
+
+
 def is_adapter(folder: Path) -> bool:
     """Whether a folder holds an adapter, readable or not."""
     return (folder / CONFIG).is_file()
@@ -74,7 +78,7 @@ def read(folder: Path, name: str = "") -> Adapter:
             adapter = _from_peft(name, config, weights, _about(about))
         else:
             adapter = _from_mlx(name, config, weights, _about(config))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except SENSELESS as error:
         raise InputError(
             f"{folder / CONFIG} is no description of an adapter ({first_line(error)}):"
             " download it or train it again"
@@ -132,7 +136,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"{folder} is no adapter ({CONFIG}: {first_line(error)}): name a folder that mlx-lm,"
             " PEFT or `afm adapters train` wrote"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(
             f"{folder / CONFIG} is damaged ({first_line(error)}): download it or train it again"
         ) from error
@@ -183,6 +187,13 @@ def _about(given: Mapping[str, Any]) -> About:
     return About(metrics=metrics, **{name: str(given.get(name) or "") for name in texts})
 
 
+def _options(**values: Any) -> LoRAOptions:
+    try:
+        return LoRAOptions(**values)
+    except InputError as error:
+        raise ValueError(str(error)) from error
+
+
 def keys_of(places: Iterable[str]) -> tuple[str, ...]:
     """Names within their blocks: ``self_attn.q_proj`` of ``model.layers.0.self_attn.q_proj``."""
     matches = ((place, _BLOCK.fullmatch(place)) for place in places)
@@ -200,11 +211,14 @@ def _from_mlx(
         raise InputError(f"adapter {name} is of type {kind!r}: only lora and dora can be used")
     given = config["lora_parameters"]
     rank, stabilised = int(given["rank"]), bool(config.get("rank_stabilised", False))
-    options = LoRAOptions(
+    keys = given.get("keys") or keys_of(w.rpartition(".")[0] for w in weights)
+    if not isinstance(keys, list | tuple) or not all(isinstance(key, str) for key in keys):
+        raise ValueError("its keys are no names of layers")
+    options = _options(
         rank=rank,
         scale=float(given["scale"]) * (rank**0.5 if stabilised else 1),
         dropout=float(given.get("dropout") or 0),
-        keys=tuple(given.get("keys") or keys_of(w.rpartition(".")[0] for w in weights)),
+        keys=tuple(keys),
         num_layers=max(int(config.get("num_layers", -1)), 0) or -1,
         rank_stabilised=stabilised,
         dora=kind == "dora",
@@ -252,7 +266,7 @@ def _from_peft(
     mx.eval(found)
     rank, stabilised = int(config["r"]), bool(config.get("use_rslora", False))
     alpha = float(config["lora_alpha"])
-    options = LoRAOptions(
+    options = _options(
         rank=rank,
         scale=alpha if stabilised else alpha / rank,
         dropout=float(config.get("lora_dropout") or 0),

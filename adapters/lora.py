@@ -23,6 +23,7 @@ __all__ = [
     "Slot",
     "compute_type",
     "fit",
+    "learning",
     "make_slots",
     "prepare",
     "put",
@@ -31,6 +32,7 @@ __all__ = [
     "strip",
     "taken",
     "targets",
+    "unfreeze",
 ]
 
 
@@ -186,6 +188,21 @@ def taken(model: nn.Module) -> dict[str, mx.array]:
         for leaf in LEAVES
         if leaf in slot
     }
+
+
+def learning(model: nn.Module) -> list[tuple[nn.Module, list[str]]]:
+    """The parameters that are not frozen, layer by layer, as :func:`unfreeze` takes them."""
+    free = nn.Module.trainable_parameter_filter
+    return [
+        (m, [k for k, v in m.items() if isinstance(v, mx.array) and free(m, k, v)])
+        for _, m in model.named_modules()
+    ]
+
+
+def unfreeze(parameters: Sequence[tuple[nn.Module, list[str]]]) -> None:
+    """Let parameters learn again that :func:`prepare` froze."""
+    for module, keys in parameters:
+        module.unfreeze(keys=keys, recurse=False)
 
 
 def prepare(

@@ -6,8 +6,9 @@
 
 AdamW, a cosine, gradients clipped to 1, loss on the answers alone; it ends when held-out samples
 gain no more, and the best matrices are kept (arXiv 2407.21075, section 5.2). The model may be
-dense, quantised or palettised, and is as before when the run ends, however that comes. The same
-call again goes on from the last save.
+dense, quantised or palettised. When the run ends, however that comes, it computes as without an
+adapter, the same parameters as before are frozen, and its layers keep their slots, empty. The
+same call again goes on from the last save.
 """
 
 import hashlib
@@ -169,6 +170,7 @@ def train_adapter(
         InputError: an option, a file or the disk cannot be used; what was there is untouched.
         ModelError: the model has no chat template, or it refuses a conversation.
     """
+    learning = lora.learning(base.model)
     try:
         run = _Run(base, data, options, group)
         yield run.plan()
@@ -178,6 +180,7 @@ def train_adapter(
                 yield run.finish()
     finally:
         lora.put(base.model, None)
+        lora.unfreeze(learning)
 
 
 class _Run:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import warnings
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -386,6 +387,36 @@ def test_a_damaged_adapter_is_passed_over(tmp_path: Path) -> None:
             return await load(engine, ["proofread"], home, tmp_path / "packages")
 
     with pytest.warns(RuntimeWarning, match="bad"):
+        assert asyncio.run(work()) == {"proofread": str(home / "good")}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda config: config["lora_parameters"].update(rank=0),
+        lambda config: config["lora_parameters"].update(rank=float("inf")),
+        lambda config: config["lora_parameters"].update(keys=[1]),
+        lambda config: config.update(deep="DEEP"),
+    ],
+)
+def test_a_senseless_description_is_passed_over(tmp_path: Path, damage: Any) -> None:
+    package(tmp_path, "one")
+    home = tmp_path / "home"
+    for name in ("good", "bad"):
+        adapter(home / name)
+    file = home / "bad" / formats.CONFIG
+    config = json.loads(file.read_text("utf-8"))
+    damage(config)
+    file.write_text(json.dumps(config).replace('"DEEP"', "[" * 100_000), "utf-8")
+    later = (home / "good" / formats.CONFIG).stat().st_mtime + 9
+    os.utime(file, (later, later))
+
+    async def work() -> dict[str, str]:
+        with Engine(lambda: pupil.base(random_model(WIDE))) as engine:
+            return await load(engine, ["proofread"], home, tmp_path / "packages")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
         assert asyncio.run(work()) == {"proofread": str(home / "good")}
 
 

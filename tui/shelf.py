@@ -82,7 +82,7 @@ def _read(name: str, folder: Path, shipped: bool) -> Installed:
         rank = config.get("r") or config.get("lora_parameters", {}).get("rank") or 0
         size = file.stat().st_size
         return Installed(name, folder, _about(about), int(rank), size, built, shipped)
-    except (OSError, ValueError, TypeError, AttributeError, SafetensorError) as error:
+    except (OSError, SafetensorError, *formats.SENSELESS) as error:
         problem = f"damaged ({first_line(error)}): train or import it again"
         return Installed(name, folder, built=built, shipped=shipped, problem=problem)
 

@@ -84,6 +84,8 @@ def main(arguments: Sequence[str]) -> int:
 
 async def _run(command: Command) -> int:
     options = command.options
+    if command.save and command.save.is_dir():
+        raise InputError(f"{command.save} is a folder: name a file in it, such as all.json")
     tasks = load(command.data, options.feature or KINDS, options.limit, options.seed)
     with Engine.open(command.model, command.revision, KVOptions.parse(command.kv)) as engine:
         checkpoint = await engine.ready()
@@ -115,7 +117,11 @@ async def _run(command: Command) -> int:
         print_json(report)
     else:
         show_table(_table(found, list(variants)))
-        console.print(Text("percent of the rows, 95 % intervals; * is better if lower", "dim"))
+        console.print(
+            Text(
+                "percent of the rows that all answered, 95 % intervals; * is better if lower", "dim"
+            )
+        )
     return 0
 
 
@@ -160,14 +166,15 @@ def _table(found: list[Line], variants: list[str]) -> Table:
             table.add_row()
         first = line.kind if line.kind != kind else ""
         kind = line.kind
-        rows = max((e.rows for e in line.values.values()), default=0)
+        rows = [str(line.values[v].rows) for v in variants if v in line.values]
+        shown = rows[0] if len({*rows}) == 1 else " / ".join(rows)  # as of precision
         cells = []
         for variant in variants:
             cells.append(_value(line.values.get(variant)))
             if variant != BASE:
                 cells.append(_difference(line.differences.get(variant), line.figure))
         star = "*" if line.figure in LOWER else ""
-        table.add_row(first, line.figure + star, str(rows), *cells)
+        table.add_row(first, line.figure + star, shown, *cells)
     return table
 
 

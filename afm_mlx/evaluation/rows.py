@@ -2,7 +2,8 @@
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,25 @@ _GOLD: dict[str, tuple[str, ...]] = {
     "change": ("output",),
 }
 """What a row must say for a feature to be measured."""
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_text, value))
+
+
+_FORMS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(
+        ("summary", "corrected", "friendly", "professional", "concise", "output"), (_text, "a text")
+    ),
+    **dict.fromkeys(("key_points", "replies", "keep", "avoid"), (_texts, "a list of texts")),
+    "mention": (lambda v: isinstance(v, list) and all(map(_texts, v)), "a list of lists of texts"),
+    "urgent": (lambda v: isinstance(v, bool), "true or false"),
+}
+"""What a row may say for the checks, and in which form."""
 KINDS = (*(f.name for found in _FILES.values() for f in found), ADVERSARIAL)
 """What can be evaluated: features by name, and input that tries to mislead them."""
 
@@ -52,7 +72,7 @@ class Task:
 
     Attributes:
         kind: one of ``KINDS``.
-        gold: the row as it is in the file.
+        gold: what the row says, null left out.
     """
 
     kind: str
@@ -69,7 +89,7 @@ def load(
     by ``seed``.
 
     Raises:
-        InputError: a file is missing or broken, or a kind unknown.
+        InputError: a file is missing, empty or broken, or a kind unknown.
     """
     unknown = set(kinds) - set(KINDS)
     if unknown:
@@ -78,17 +98,21 @@ def load(
     for name, found in _FILES.items():
         for feature in found:
             if feature.name in kinds:
-                rows = _drawn(read(folder / f"{name}.eval.jsonl"), limit, seed)
-                tasks += [task(feature.name, feature, row, row) for row in rows]
+                file = folder / f"{name}.eval.jsonl"
+                rows = [task(feature.name, feature, row, row, file) for row in read(file)]
+                tasks += _drawn(rows, limit, seed)
     if ADVERSARIAL in kinds:
-        for row in _drawn(read(folder / f"{ADVERSARIAL}.eval.jsonl"), limit, seed):
-            attacked = _text(row, "feature")
-            if attacked not in _ATTACKED:
-                known = ", ".join(_ATTACKED)
-                raise InputError(f"row {_text(row, 'id')} names none of {known}: correct it")
-            feature = _ATTACKED[attacked]
-            tasks.append(task(ADVERSARIAL, feature, row.get("input"), row))
+        file = folder / f"{ADVERSARIAL}.eval.jsonl"
+        tasks += _drawn([_attack(row, file) for row in read(file)], limit, seed)
     return tasks
+
+
+def _attack(row: Mapping[str, Any], file: Path) -> Task:
+    attacked = row.get("feature")
+    if not isinstance(attacked, str) or attacked not in _ATTACKED:
+        known = ", ".join(_ATTACKED)
+        raise InputError(f"{file}: row {row['id']} names none of {known}: correct its feature")
+    return task(ADVERSARIAL, _ATTACKED[attacked], row.get("input"), row, file)
 
 
 def fingerprint(folder: Path) -> str:
@@ -98,42 +122,53 @@ def fingerprint(folder: Path) -> str:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL file.
+    """The rows of a JSONL file, each with an ``id`` of its own.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: it cannot be read, has no rows, or rows without or of the same id.
     """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")  # rows may hold other separators
         rows = [json.loads(line) for line in lines if line.strip()]
         if not all(isinstance(row, dict) for row in rows):
             raise ValueError("a line is no object")
-        return rows
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"{path} cannot be read as evaluation data ({error}): name the folder that has it"
         ) from error
+    if not rows:
+        raise InputError(f"{path} has no rows: name the folder that has evaluation data")
+    if not all(_text(row.get("id")) for row in rows):
+        raise InputError(f"a row of {path} lacks 'id', a text: see the data's README")
+    ((name, count),) = Counter(row["id"] for row in rows).most_common(1)
+    if count > 1:
+        raise InputError(f"{path} has {count} rows {name}: give each an id of its own")
+    return rows
 
 
-def task(kind: str, feature: Feature[Any], data: Any, row: Mapping[str, Any]) -> Task:
-    """The task of a row whose input is ``data``.
+def task(kind: str, feature: Feature[Any], data: Any, row: Mapping[str, Any], file: Path) -> Task:
+    """The task of a row of ``file`` whose input is ``data``.
 
     Raises:
-        InputError: the row or its input lacks something.
+        InputError: the row or its input lacks something, or has it in another form.
     """
+    where = f"{file}: row {row['id']}"
+    gold = {name: value for name, value in row.items() if value is not None}
     for name in _GOLD.get(kind, ()):
-        if name not in row:
-            raise InputError(f"row {_text(row, 'id')} lacks {name!r}: see the data's README")
-    return Task(kind, _text(row, "id"), feature, feature.input.from_json(data), row)
+        if name not in gold:
+            raise InputError(f"{where} lacks {name!r}: see the data's README")
+    for name, (fits, form) in _FORMS.items():
+        if name in gold and not fits(gold[name]):
+            raise InputError(f"{where} has {name!r} that is not {form}: see the data's README")
+    try:
+        value = feature.input.from_json(data)
+    except InputError as error:
+        what = str(error).partition(":")[0]
+        raise InputError(f"{where} cannot be used ({what}): see the data's README") from error
+    return Task(kind, row["id"], feature, value, gold)
 
 
-def _text(row: Mapping[str, Any], name: str) -> str:
-    if not isinstance(row.get(name), str):
-        raise InputError(f"a row of the evaluation data lacks {name!r}: see the data's README")
-    return str(row[name])
-
-
-def _drawn(rows: list[dict[str, Any]], limit: int | None, seed: int) -> list[dict[str, Any]]:
+def _drawn(rows: list[Task], limit: int | None, seed: int) -> list[Task]:
     if limit is None or limit >= len(rows):
         return rows
     chosen = random.Random(seed).sample(range(len(rows)), limit)

@@ -47,6 +47,8 @@ class EvaluationOptions:
             raise InputError("limit counts rows: give at least 1")
         if self.best_of is not None and self.best_of < 1:
             raise InputError("best_of counts answers: give at least 1")
+        if self.seed < 0:
+            raise InputError("seed counts draws: give at least 0")
 
 
 @dataclass(frozen=True)
@@ -165,11 +167,11 @@ def _as(feature: Feature[Any], options: EvaluationOptions) -> Feature[Any]:
     return replace(feature, grounded=feature.grounded and options.grounded)
 
 
-def asked(tasks: Iterable[Task]) -> str:
-    """Digest of how the tasks' features ask the model."""
+def asked(features: Iterable[Feature[Any]]) -> str:
+    """Digest of how features ask the model."""
     known = {
         f.name: (f.instructions, f.examples, f.best_of, f.keeps, f.favours, f.lines)
-        for f in (task.feature for task in tasks)
+        for f in features
     }
     return hashlib.sha256(json.dumps(sorted(known.items())).encode()).hexdigest()[:16]
 
@@ -194,7 +196,7 @@ def settings(
         "model": signature,
         "kv": kv,
         "data": fingerprint(data),
-        "asked": asked(tasks),
+        "asked": asked(task.feature for task in tasks),
         "adapters": dict(adapters),
         "best_of": options.best_of,
         "grounded": options.grounded,

@@ -47,16 +47,23 @@ class Line:
 def lines(
     tasks: Sequence[Task], answers: Iterable[Given], base: str, seed: int = 0, draws: int = DRAWS
 ) -> list[Line]:
-    """All figures of ``answers``, feature by feature; ``base`` is what the others differ from."""
+    """All figures of ``answers``, feature by feature; ``base`` is what the others differ from.
+
+    Of each feature only rows count that every variant has answered, save those that answered
+    none of them; where there are no such rows, each variant is measured on its own.
+    """
     known = {g.key: g for g in answers}
     variants = list(dict.fromkeys(variant for variant, _, _ in known))
     found: list[Line] = []
     for kind in dict.fromkeys(task.kind for task in tasks):
         rows = [task for task in tasks if task.kind == kind]
-        given = {v: [known.get((v, kind, task.id)) for task in rows] for v in variants}
-        scores = {v: [_scores(t, g) for t, g in zip(rows, given[v], strict=True)] for v in variants}
+        asked = [v for v in variants if any((v, kind, task.id) in known for task in rows)]
+        common = [task for task in rows if all((v, kind, task.id) in known for v in asked)]
+        rows = common or rows
+        given = {v: [known.get((v, kind, task.id)) for task in rows] for v in asked}
+        scores = {v: [_scores(t, g) for t, g in zip(rows, given[v], strict=True)] for v in asked}
         for figure in dict.fromkeys(name for many in scores.values() for s in many for name in s):
-            table = {v: np.array([s.get(figure, (0, 0)) for s in scores[v]]) for v in variants}
+            table = {v: np.array([s.get(figure, (0, 0)) for s in scores[v]]) for v in asked}
             values = {v: _estimate([t], seed, draws) for v, t in table.items() if t[:, 1].any()}
             differences = {}
             for variant in (v for v in values if v != base and base in values):

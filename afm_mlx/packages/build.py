@@ -6,8 +6,8 @@
 What is up to date is left alone: an adapter notes a digest of all it was made of, the package's
 data and options, the model and the version of this recipe. A new one only takes the place of
 another, or of the model alone, if it does better on the held-out rows, by the figure that chose
-its best step; evaluation rows are measured on, never decided by. A build that broke off goes on
-where it was when it is asked for again.
+its best step; evaluation rows are measured on, never decided by. One that is damaged counts as
+none. A build that broke off goes on where it was when it is asked for again.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from typing import Any
 
 from afm_mlx import events
 from afm_mlx.adapters import formats, library, lora
-from afm_mlx.adapters.adapter import LoRAOptions
+from afm_mlx.adapters.adapter import Adapter, LoRAOptions
 from afm_mlx.adapters.data import prepare
 from afm_mlx.adapters.objective import Answers, HeldOut
 from afm_mlx.adapters.train import METRICS, AdapterTraining, Finished, Planned, train_adapter
@@ -27,6 +27,8 @@ from afm_mlx.adapters.train import RECORD as TRAINING
 from afm_mlx.checkpoint import Checkpoint
 from afm_mlx.data.packing import Windows
 from afm_mlx.errors import InputError, first_line
+from afm_mlx.evaluation import asked
+from afm_mlx.features import FEATURES
 from afm_mlx.files import write_bytes
 from afm_mlx.packages.package import SHIPPED, Package, packages
 from afm_mlx.packages.use import RECORD
@@ -158,7 +160,12 @@ class _Build:
         self.start = recovery if formats.is_adapter(recovery) else None
         self.options = self._options()
         self.identity = self._identity()
-        self.rows = _digest(package.evaluation).hex()
+        self.measured_by = {
+            "recipe": RECIPE,
+            "rows": _digest(package.evaluation).hex(),
+            "asked": asked(FEATURES[name] for name in package.features),
+        }
+        """What figures follow from beside the adapter."""
         # Named like the saves of its training, it goes with them when the adapter is removed.
         self.candidate = cache / f"{self.name}-{self.identity[:12]}"
         self.options = replace(self.options, out=str(self.candidate))
@@ -192,12 +199,11 @@ class _Build:
     @property
     def current(self) -> Path | None:
         """The adapter that a new one would take the place of."""
-        if formats.is_adapter(self.folder):
+        if _whole(self.folder):
             return self.folder
-        shipped = self.package.folder
-        if formats.is_adapter(shipped):
-            if formats.read(shipped).about.base_signature == self.base.signature:
-                return shipped
+        shipped = _whole(self.package.folder)
+        if shipped and shipped.about.base_signature == self.base.signature:
+            return self.package.folder
         return None
 
     def up_to_date(self) -> UpToDate | None:
@@ -211,6 +217,8 @@ class _Build:
 
     def run(self, force: bool) -> Iterator[BuildEvent]:
         name = self.package.name
+        if self.folder.exists() and not formats.is_adapter(self.folder):
+            raise InputError(f"{self.folder} is in the way and no adapter: move it elsewhere")
         for event in train_adapter(self.base, [str(self.package.train)], self.options):
             if not isinstance(event, Finished):
                 yield Trained(name, event)
@@ -255,10 +263,12 @@ class _Build:
             lora.put(self.base.model, None)
 
     def _figures(self, folder: Path | None) -> Generator[BuildEvent, None, Figures]:
-        """On the evaluation rows; those that were measured before on the same rows are known."""
+        """On the evaluation rows; those that were measured before in the same way are known."""
         known = _record(folder) if folder is not None else {}
-        if known.get("rows") == self.rows:
-            return known["figures"]
+        figures = known.get("figures")
+        as_now = all(known.get(k) == v for k, v in self.measured_by.items())
+        if as_now and isinstance(figures, dict):
+            return figures
         judging = self.judge(self.base, self.package, folder)
         while True:
             try:
@@ -287,15 +297,16 @@ class _Build:
         """Note in both folders how the new adapter did; it stays where it was trained."""
         columns = {**kept, "a newer one, not taken": _row(loss, figures)}
         if current is not None and current == self.folder:
-            readme = (current / CARD).read_text(encoding="utf-8")
+            file = current / CARD
+            readme = file.read_text(encoding="utf-8") if file.is_file() else ""
             text = readme.partition(MEASURED)[0] + measured(columns)
             write_bytes(current / CARD, text.encode())
         identity = _record(current).get("identity", "") if current is not None else ""
         write_bytes(self.candidate / RECORD, self._note(figures=figures, refused_for=identity))
 
     def _note(self, **more: object) -> bytes:
-        known = {"package": self.package.name, "identity": self.identity, "recipe": RECIPE}
-        return json.dumps({**known, "rows": self.rows, **more}, indent=1).encode()
+        known = {"package": self.package.name, "identity": self.identity, **self.measured_by}
+        return json.dumps({**known, **more}, indent=1).encode()
 
 
 def _digest(file: Path) -> bytes:
@@ -305,6 +316,14 @@ def _digest(file: Path) -> bytes:
         raise InputError(
             f"cannot read {file} ({first_line(error)}): restore the package"
         ) from error
+
+
+def _whole(folder: Path) -> Adapter | None:
+    """The adapter in a folder; none if there is none, or it is damaged."""
+    try:
+        return formats.read(folder) if formats.is_adapter(folder) else None
+    except InputError:
+        return None
 
 
 def _covering(shape: LoRAOptions, start: LoRAOptions) -> LoRAOptions:
@@ -323,7 +342,7 @@ def _record(folder: Path) -> dict[str, Any]:
     """What a built adapter was made of; nothing for others."""
     try:
         found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -18,8 +18,9 @@ from afm_mlx.packages.package import Package
 
 def tasks(package: Package) -> list[Task]:
     """The evaluation rows of a package, for each of its features."""
-    rows = read(package.evaluation)
-    return [task(name, FEATURES[name], row, row) for name in package.features for row in rows]
+    file = package.evaluation
+    rows = read(file)
+    return [task(name, FEATURES[name], row, row, file) for name in package.features for row in rows]
 
 
 def judge(
@@ -40,7 +41,7 @@ def judge(
     settings = {
         "model": base.signature,
         "rows": hashlib.sha256(package.evaluation.read_bytes()).hexdigest(),
-        "asked": asked(wanted),
+        "asked": asked(task.feature for task in wanted),
         "adapter": hashlib.sha256(weights).hexdigest(),
     }
     name = hashlib.sha256(json.dumps([package.name, settings]).encode()).hexdigest()[:16]

@@ -59,7 +59,7 @@ def _claims(folder: Path) -> tuple[str, str]:
     try:
         config = json.loads((folder / formats.CONFIG).read_text(encoding="utf-8"))
         return str(config.get("feature", "")), str(config.get("base_signature", ""))
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return "", ""  # damaged: it is for nothing
 
 

@@ -188,14 +188,21 @@ def test_peft_folder_has_its_names_and_shapes(tmp_path: Path) -> None:
         ({"use_dora": True}, "no DoRA adapter"),
         ({"r": 5}, "says rank 5"),
         ({"lora_alpha": None}, "no description"),
+        ({"r": 0}, "no description"),
+        ({"r": 0, "use_rslora": True}, "no description.*rank must be at least 1"),
+        ({"r": 1e999}, "no description"),
+        ({"lora_alpha": 0}, "no description.*scale above 0"),
+        ({"lora_alpha": -6}, "no description.*scale above 0"),
     ],
 )
 def test_peft_adapters_of_other_kinds_are_refused(
     tmp_path: Path, config: dict[str, Any], message: str
 ) -> None:
     peft_folder(tmp_path / "p", **config)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as caught:
         read(tmp_path / "p")
+    if "no description" in message:  # else the message names what the adapter has
+        assert str(tmp_path / "p") in str(caught.value) and "train it again" in str(caught.value)
 
 
 def test_more_than_matrices_is_refused(tmp_path: Path) -> None:
@@ -264,7 +271,13 @@ def test_numbers_that_are_none_are_refused(tmp_path: Path, value: float) -> None
         ("{}", "no description"),
         ('{"lora_parameters": 3}', "no description"),
         ('{"lora_parameters": {"rank": "x", "scale": 1}}', "no description"),
-        ('{"lora_parameters": {"rank": 4, "scale": -1}}', "scale above 0"),
+        ('{"lora_parameters": {"rank": 4, "scale": -1}}', "a/adapter_config.*scale above 0"),
+        ('{"lora_parameters": {"rank": 0, "scale": 1}}', "a/adapter_config.*rank must be"),
+        ('{"lora_parameters": {"rank": 1e999, "scale": 1}}', "no description"),
+        ('{"lora_parameters": {"rank": 4, "scale": 1}, "num_layers": 1e999}', "no description"),
+        ('{"lora_parameters": {"rank": 4, "scale": 1, "keys": [1, 2]}}', "no names of layers"),
+        ('{"lora_parameters": {"rank": 4, "scale": 1, "keys": "q"}}', "no names of layers"),
+        ("[" * 100_000, "damaged"),
         ('{"lora_parameters": {"rank": 4, "scale": 1}, "metrics": 3}', "no description"),
         ('{"fine_tune_type": "full", "lora_parameters": {}}', "'full'"),
     ],

@@ -74,6 +74,26 @@ def test_a_run_learns_and_writes_what_mlx_lm_loads(tmp_path: Path) -> None:
     assert not mx.allclose(other(TOKENS), before, atol=1e-2)
 
 
+@pytest.mark.parametrize("broken", [False, True])
+def test_what_was_frozen_before_is_frozen_after(tmp_path: Path, broken: bool) -> None:
+    # The whole model stayed frozen, and a distillation after it learnt nothing.
+    checkpoint = pupil.base()
+    checkpoint.model.layers[0].self_attn.freeze()
+    checkpoint.model.layers[1].mlp.up_proj.freeze(keys=["weight"])
+
+    def free() -> int:
+        return sum(w.size for _, w in tree_flatten(checkpoint.model.trainable_parameters()))
+
+    before = free()
+    events: Any = pupil.events(tmp_path, checkpoint, steps=2)
+    for event in events:
+        if broken and isinstance(event, Step):
+            events.close()
+    assert free() == before
+    assert not tree_flatten(checkpoint.model.layers[0].self_attn.trainable_parameters())
+    assert not tree_flatten(checkpoint.model.layers[1].mlp.up_proj.trainable_parameters())
+
+
 def test_a_closed_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     """Dropout too: what is random follows from seed and step."""
     places = [tmp_path / "whole", tmp_path / "cut"]

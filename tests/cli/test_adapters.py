@@ -168,6 +168,27 @@ def test_a_damaged_adapter_does_not_hide_the_others(
 
 
 @pytest.mark.parametrize(
+    "config",
+    [
+        '{"lora_parameters": {"rank": 1e999, "scale": 1}}',
+        '{"lora_parameters": {"rank": 4, "scale": 1, "keys": [1, 2]}}',
+        '{"a": ' * 100_000,
+    ],
+)
+def test_a_senseless_description_does_not_hide_the_others(
+    place: Path, capsys: pytest.CaptureFixture[str], config: str
+) -> None:
+    for name in ("good", "odd"):
+        formats.write(random_adapter(random_model(ARGS)), library.home() / name)
+    (library.home() / "odd" / formats.CONFIG).write_text(config, "utf-8")
+    assert afm("list", "--json") == 0
+    good, odd = lines(capsys)
+    assert good["rank"] == 4 and str(library.home() / "odd") in odd["problem"]
+    assert afm("show", "odd") == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["train", "--name", "x"], "nothing to learn from"),

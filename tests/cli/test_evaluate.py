@@ -75,6 +75,25 @@ def test_features_bring_their_adapters(place: Path, capsys: pytest.CaptureFixtur
     assert found == {("priority", ""), ("change", ""), ("change", "its adapter")}
 
 
+def test_columns_are_of_the_same_rows(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Of the rows that mislead, an adapter for replies answers one; the model alone has them all.
+    rows = [*ROWS["adversarial"], {**ROWS["adversarial"][0], "id": "a2"}]
+    text = "\n".join(json.dumps(row) for row in rows)
+    (place / "data" / "adversarial.eval.jsonl").write_text(text, "utf-8")
+    base = checkpoint.load("model")
+    made = random_adapter(base.model, "mine")
+    about = replace(made.about, feature="smart-reply", base_signature=base.signature)
+    formats.write(replace(made, about=about), library.home() / "mine")
+    arguments = ["data", "--model", "model", "--feature", "adversarial", "--save", "all.json"]
+    assert features(*arguments, "--json") == 0
+    lines = {line["figure"]: line for line in printed(capsys)["lines"]}
+    replaced = lines["replaced or cut"]
+    assert {v: e["rows"] for v, e in replaced["values"].items()} == {"": 1, "its adapter": 1}
+    assert features(*arguments) == 0
+    (shown,) = (x for x in capsys.readouterr().out.splitlines() if "replaced or cut*" in x)
+    assert shown.split("cut*")[1].split()[0] == "1"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -82,6 +101,10 @@ def test_features_bring_their_adapters(place: Path, capsys: pytest.CaptureFixtur
         (["data", "--model", "model", "--feature", "poem"], "there is no feature 'poem'"),
         (["data", *SMALL, "--adapter", "none"], "there is no adapter 'none'"),
         (["data", *SMALL, "--limit", "0"], "limit counts rows"),
+        (["data", *SMALL, "--seed", "-1"], "seed counts draws"),
+        (["data", *SMALL, "--save", "data"], "data is a folder: name a file in it"),
+        (["data", *SMALL, "--save", "."], "is a folder: name a file in it"),
+        (["data", "--model", "nowhere", "--save", "."], "is a folder: name a file in it"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -103,6 +126,14 @@ def test_eval_alone_says_what_is_missing(capsys: pytest.CaptureFixture[str]) -> 
         ("adversarial", '{"id": "a", "feature": "poem", "input": {}}', "row a names none of"),
         ("changes", '{"id": "c", "text": "x", "instruction": "y"}', "row c lacks 'output'"),
         ("changes", "[1]", "a line is no object"),
+        ("changes", "", "changes.eval.jsonl has no rows"),
+        ("changes", "[" * 100_000, "cannot be read as evaluation data"),
+        ("changes", '{"id": 5, "text": "x"}', "lacks 'id'"),
+        (
+            "changes",
+            '{"id": "c", "instruction": "y", "output": "z"}',
+            "jsonl: row c cannot be used",
+        ),
     ],
 )
 def test_broken_rows_are_one_line(

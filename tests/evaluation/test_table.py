@@ -56,9 +56,9 @@ def test_lines(data: Path) -> None:
     ]
     found = {(line.kind, line.figure): line for line in lines(tasks, answers, "", draws=100)}
     accuracy = found["priority", "accuracy"]
-    assert accuracy.values[""].value == pytest.approx(1 / 3)
-    assert accuracy.values["lora"].value == 1
     # Only what both have answered is compared: none right against two.
+    assert (accuracy.values[""].value, accuracy.values[""].rows) == (0, 2)
+    assert (accuracy.values["lora"].value, accuracy.values["lora"].rows) == (1, 2)
     assert accuracy.differences["lora"].value == 1
     assert found["priority", "recall"].values["lora"].rows == 1
     precision = found["priority", "precision"]
@@ -70,3 +70,26 @@ def test_lines(data: Path) -> None:
     assert sum(grades) == 1
     assert ("priority", "good") not in found
     assert lines(tasks, answers, "", seed=1, draws=50) == lines(tasks, answers, "", 1, 50)
+
+
+def test_variants_without_common_rows_have_their_own(data: Path) -> None:
+    # Two adapters for other features: of the rows that mislead, no row is for both.
+    tasks = load(data, ["priority"])
+    had = {"": ("n0", "n1", "n2"), "one": ("n0",), "two": ("n1", "n2")}
+    answers = [
+        Given(v, "priority", id, v == "two", "no" * (v != "two")) for v in had for id in had[v]
+    ]
+    (line,) = (x for x in lines(tasks, answers, "", draws=50) if x.figure == "accuracy")
+    assert {v: e.rows for v, e in line.values.items()} == {"": 3, "one": 1, "two": 2}
+    # Base has n0 wrong and the others right; differences are over the rows of two.
+    assert {v: e.value for v, e in line.differences.items()} == {"one": 0, "two": -1}
+    assert {v: e.rows for v, e in line.differences.items()} == {"one": 1, "two": 2}
+
+
+def test_a_variant_that_answered_nothing_of_a_feature_takes_no_rows_away(data: Path) -> None:
+    tasks = load(data, ["priority"])
+    answers = [Given("", "priority", f"n{i}", True, "yes") for i in range(3)]
+    answers.append(Given("lora", "summary", "t0", "Pavel.", "Pavel."))
+    found = lines(tasks, answers, "", draws=50)
+    assert all({*line.values} == {""} for line in found)
+    assert found[0].values[""].rows == 3
