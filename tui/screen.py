@@ -1,13 +1,17 @@
 """What all screens share: status line and footer, questions, errors, commands, an orderly end."""
 
+import os
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from afm_mlx.tui.plain import plain
 from afm_mlx.tui.services import Services
 from afm_mlx.tui.status import StatusLine
+from afm_mlx.tui.writing import clipboard
+from afm_mlx.tui.writing.sheet import Sheet
 
 from rich.text import Text
+from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
@@ -27,6 +31,9 @@ SCREENS = {
     "distill": ("Distill", "Distil"),
 }
 """Titles of the screens, in full and short, by their packages in ``afm_mlx.tui``; F1 is first."""
+
+LONG_NOTICE = 8
+"""Seconds that a notice stays which says what to do."""
 
 Command = tuple[str, str, Callable[[], object]]
 """Of the command palette: its title, what it does, and what is called."""
@@ -75,6 +82,8 @@ class AfmScreen(Screen[None]):
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]
     KEYS: ClassVar[tuple[type[DOMNode], ...]] = ()
     """Widgets whose keys the help lists beside those of the screen."""
+    SAVES: ClassVar[bool] = False
+    """Whether F9 saves what is copied."""
     VERTICAL_BREAKPOINTS = [(0, "-low"), (16, "-high")]
 
     def compose(self) -> ComposeResult:
@@ -112,6 +121,21 @@ class AfmScreen(Screen[None]):
     def report(self, error: BaseException) -> None:
         """Show an error: what is wrong and what to do; F8 shows all that is known of it."""
         self.afm.report(error)
+
+    @on(Sheet.Copy)
+    def copy_selected(self, event: Sheet.Copy) -> None:
+        self.copy(event.text)
+
+    def copy(self, text: str) -> None:
+        """Copy ``text``, and say where it went."""
+        if not text:
+            return
+        self.app.copy_to_clipboard(text)
+        said, reaches = clipboard.outcome(text, os.environ, self.SAVES)
+        if reaches:
+            self.notify(said, timeout=3, markup=False)
+        else:
+            self.notify(said, severity="warning", timeout=LONG_NOTICE, markup=False)
 
     async def confirm(self, question: str, yes: str = "Yes") -> bool:
         """Ask before something that cannot be undone; call it in a worker."""

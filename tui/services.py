@@ -87,7 +87,7 @@ class Services:
         notice: str = "",
     ) -> None:
         self.engine, self.settings, self.file, self.notice = engine, settings, file, notice
-        self._kept = settings
+        self._kept = self._in_file = settings
         self.home, self.shipped = home or library.home(), shipped
         self.models = self.home.parent / "models"
         self.status = Status(settings.model or hub.DEFAULT_MODEL)
@@ -96,6 +96,7 @@ class Services:
         self._loaded: dict[Path, float] = {}
         self._works: list[str] = []
         self._asked = 0  # how often another model was
+        self._opening = False  # whether the last one of them is still to come
         self._known: dict[str, Any] = {"model": self.status.model}
         self._writer = ThreadPoolExecutor(1, "afm-settings")
         self.written: Future[None] = Future()
@@ -123,9 +124,13 @@ class Services:
         self.settings = replace(self.settings, **changes)
         self._kept = replace(self._kept, **changes)
         if self.file is not None:
-            self.written = self._writer.submit(files.write, self._kept, self.file)
+            self.written = self._writer.submit(self._write, self._kept, self.file)
         self._tell()
         return self.written
+
+    def _write(self, kept: Settings, file: Path) -> None:
+        files.update(self._in_file, kept, file)
+        self._in_file = kept
 
     def set_status(self, **changes: Any) -> None:
         """Change what the status line shows."""
@@ -165,11 +170,12 @@ class Services:
             if self.engine is not engine and isinstance(error, AFMError):
                 return  # another model was chosen meanwhile, and this one closed
             self._known["state"] = "failed"
-            self.set_status(state="failed")
+            if not self._opening:
+                self.set_status(state="failed")
             raise
         if self.engine is engine:
             self._known = known
-            if not self._asked:
+            if not self._opening:
                 self._show_model()
 
     async def open_model(self, source: str | None) -> str:
@@ -183,22 +189,25 @@ class Services:
             AFMError: it cannot be loaded.
         """
         self._asked += 1
-        number = self._asked
+        number, self._opening = self._asked, True
         self.set_status(state="loading", model=source or hub.DEFAULT_MODEL)
+        embedded = source is None or source.lower() == hub.DEFAULT_MODEL
+        lasting = source if embedded else files.lasting(str(source))
         engine = self._open_engine(source)
         try:
             known = await _described(engine)
         except BaseException:
             if number == self._asked:
+                self._opening = False
                 self.set_status(**self._known)
             await asyncio.to_thread(engine.close)
             raise
         if number != self._asked:
             await asyncio.to_thread(engine.close)
             return ""
-        old, self.engine, self._known = self.engine, engine, known
+        old, self.engine, self._known, self._opening = self.engine, engine, known, False
         self._loaded.clear()
-        self.change(model=source)
+        self.change(model=lasting)
         self._show_model()
         await asyncio.to_thread(old.close)
         return await self._without_misfits()

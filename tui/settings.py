@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -123,6 +123,31 @@ def write(settings: Settings, file: Path) -> None:
     write_bytes(file, text.encode("utf-8", "replace"), new_folder=True)
 
 
+def update(before: Settings, after: Settings, file: Path) -> None:
+    """Write what ``after`` has that ``before`` had not; the rest stays as another app wrote it.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    known, notice = read(file)
+    if notice or not file.exists():
+        known = before
+    changes = {}
+    for name in _NAMES:
+        old, new = getattr(before, name), getattr(after, name)
+        if old != new:
+            changes[name] = _changed(old, new, getattr(known, name))
+    write(replace(known, **changes), file)
+
+
+def _changed(old: Any, new: Any, known: Any) -> Any:
+    """``known`` with the change from ``old`` to ``new``."""
+    if not isinstance(new, Mapping) or not new:
+        return new
+    kept = {k: v for k, v in known.items() if k in new or k not in old}
+    return kept | {k: v for k, v in new.items() if k not in old or old[k] != v}
+
+
 def _set_aside(file: Path, error: Exception) -> str:
     aside = file.with_suffix(".damaged.json")
     begin = f"the settings in {file} cannot be read ({first_line(error)})"
@@ -131,6 +156,12 @@ def _set_aside(file: Path, error: Exception) -> str:
     except OSError as failure:
         return f"{begin}, nor set aside ({first_line(failure)}): check the permissions"
     return f"{begin}: they are in {aside} now, and the app began with the usual ones"
+
+
+def lasting(source: str) -> str:
+    """A model's source as it is found from any folder: absolute, if it is a path."""
+    found = expanded(source)
+    return os.path.abspath(found) if os.path.exists(found) else source
 
 
 def expanded(path: str | Path) -> Path:

@@ -10,6 +10,7 @@ from afm_mlx.adapters import formats, library
 from afm_mlx.adapters.formats import Form
 from afm_mlx.adapters.train import RECORD
 from afm_mlx.checkpoint import Checkpoint
+from afm_mlx.errors import InputError
 from afm_mlx.features import FEATURES
 from afm_mlx.packages import packages
 from afm_mlx.tui.services import Services
@@ -23,9 +24,15 @@ async def bring_in(services: Services, folder: str, name: str = "", feature: str
     """Take a folder of mlx-lm or PEFT among the adapters, bound to the model in use.
 
     Raises:
-        InputError: it is no adapter, damaged, or for another model; nothing is written then.
+        InputError: it is no adapter, damaged, or for another model, or there is no such feature;
+            nothing is written then.
     """
     source = expanded(folder)
+    known = {*FEATURES, *await asyncio.to_thread(packages, services.shipped)}
+    if feature and feature not in known:
+        raise InputError(
+            f"there is no feature {feature!r}: leave it empty, or give {', '.join(sorted(known))}"
+        )
     called = name or source.resolve().name
     library.check_name(called)
     target, engine = services.home / called, services.engine

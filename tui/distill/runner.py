@@ -68,6 +68,9 @@ class Runner(VerticalScroll):
             super().__init__()
             self.metrics, self.folder = metrics, folder
 
+    class Emptied(Message):
+        """What was shown of a run is not of the one that is shown from now on."""
+
     class Wanted(Message):
         """A button was pressed: ``plan``, ``start``, ``watch``."""
 
@@ -128,7 +131,11 @@ class Runner(VerticalScroll):
         Raises:
             InputError: the run refuses its settings.
         """
-        arguments, before = [*self.order.arguments(), "--plan"], self.state
+        order, before = self.order, self.state
+        arguments = [*order.arguments(), "--plan"]
+        if before == "watching" and order.folder != self.folder.path:
+            before = ""  # the other run is followed no longer
+        self._turn_to(order.folder)
         self.watched, self.state = Watched(saved=self.watched.saved), "planning"
         try:
             async for event in self._events(arguments):
@@ -146,8 +153,7 @@ class Runner(VerticalScroll):
         arguments = order.arguments()
         goes_on = self.is_now("paused") and order.folder == self._order.folder
         self.watched = Watched(saved=self.watched.saved if goes_on else 0)
-        if order.folder != self._order.folder:
-            self._metrics = None
+        self._turn_to(order.folder)
         self._order = order
         self.folder, self.state = Folder(order.folder), "running"
         self.query_one("#said").scroll_visible()
@@ -209,6 +215,23 @@ class Runner(VerticalScroll):
 
     # ---- the files of any run
 
+    async def watch(self, path: Path) -> None:
+        """Follow a run that was started elsewhere, for ever; one that is paused here stays so.
+
+        Raises:
+            InputError: it is no folder of a run.
+        """
+        found = await asyncio.to_thread(look_into, path)
+        paused = self.is_now("paused") and path == self._order.folder
+        self._turn_to(path)
+        self.watched, self.folder = Watched(saved=self.watched.saved if paused else 0), found
+        self.state = "watching"
+        try:
+            await self.follow(path)
+        finally:
+            if self.is_now("watching"):
+                self.state = "paused" if paused else ""
+
     async def follow(self, path: Path) -> None:
         """Follow the files in the folder of a run, for ever."""
         async for metrics in follow(path / "metrics.jsonl"):
@@ -217,10 +240,12 @@ class Runner(VerticalScroll):
             self._show()
             self.post_message(self.Moved(metrics, self.folder))
 
-    def forget(self) -> None:
-        """Show nothing of earlier runs."""
-        self.watched, self._metrics = Watched(), None
-        self._show()
+    def _turn_to(self, path: Path) -> None:
+        """Show nothing of the run in another folder."""
+        if path != self.folder.path:
+            if self._metrics is not None:
+                self.post_message(self.Emptied())
+            self.folder, self._metrics = Folder(path), None
 
     def _show(self) -> None:
         if not self.is_attached:  # the app ends

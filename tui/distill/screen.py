@@ -145,6 +145,10 @@ class DistillScreen(AfmScreen):
             shown = [Series(series, points) for series, points in lines.items()]
             self.query_one(PLOTS[name], Plot).show(shown)
 
+    def on_runner_emptied(self) -> None:
+        for plot in self.query(Plot):
+            plot.show(())
+
     # ---- the run
 
     def action_start(self) -> None:
@@ -156,6 +160,8 @@ class DistillScreen(AfmScreen):
     def action_plan(self) -> None:
         """Show what a run takes."""
         if not self.runner.works:
+            if self.runner.order.folder != self.runner.folder.path:
+                self.workers.cancel_group(self, "follow")
             self._work(self.runner.plan, "run")
 
     def action_pause(self) -> None:
@@ -178,18 +184,7 @@ class DistillScreen(AfmScreen):
     def action_watch(self) -> None:
         """Follow the run in the folder, whoever started it."""
         if not self.runner.works:
-            self._work(self._watch, "follow")
-
-    async def _watch(self) -> None:
-        path = self.runner.order.folder
-        await asyncio.to_thread(look_into, path)
-        self.runner.forget()
-        self.runner.state = "watching"
-        try:
-            await self.runner.follow(path)
-        finally:
-            if self.runner.state == "watching":
-                self.runner.state = ""
+            self._work(partial(self.runner.watch, self.runner.order.folder), "follow")
 
     def _follow(self) -> None:
         self._work(partial(self.runner.follow, self.runner.order.folder), "follow")

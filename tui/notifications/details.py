@@ -2,7 +2,7 @@
 
 from afm_mlx.tui.inbox import Stack
 from afm_mlx.tui.notifications.compare import Comparison, sides
-from afm_mlx.tui.notifications.rows import Look, heading, originals, switched_off
+from afm_mlx.tui.notifications.rows import Look, detailed, heading, originals, switched_off
 from afm_mlx.tui.notifications.summaries import Summary
 
 from rich.style import Style
@@ -39,7 +39,7 @@ class Messages(VerticalScroll):
         """Show a stack; its notifications are drawn only when they are others."""
         text = heading(stack, summary, look, FLAG)
         self.query_one(".heading", Static).update(text)
-        listed = (stack.key, len(stack), stack.newest, look.now.date())
+        listed = (stack.key, len(stack), detailed(stack), look.now.date())
         if listed != self._listed:
             same = self._listed[:1] == listed[:1]
             self._listed = listed

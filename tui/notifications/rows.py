@@ -7,12 +7,14 @@ What a model made has a mark and is in italics; the state of a stack has a sign 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import accumulate
 from unicodedata import bidirectional
 
 from afm_mlx.facts import Claim
 from afm_mlx.features import Notification
 from afm_mlx.tui.inbox import Stack
 from afm_mlx.tui.inbox.arrivals import shown_time
+from afm_mlx.tui.inbox.box import Item
 from afm_mlx.tui.notifications.summaries import Summary
 
 from rich.style import Style
@@ -28,6 +30,8 @@ DETAILED = 300
 """Originals in the details."""
 LONG, LONGEST = 500, 4000
 """Characters of a body that are drawn in a row, and in the details: a log may come as one."""
+ROOM = 20_000
+"""Characters in the details: no key is taken while they are wrapped."""
 CHECKS: Mapping[str, tuple[str, ...]] = {
     "names": ("name",),
     "times": ("time", "date"),
@@ -190,9 +194,22 @@ def checks(claims: Sequence[Claim]) -> Text:
     return Text("  ".join(parts))
 
 
+def detailed(stack: Stack) -> list[Item]:
+    """The newest notifications of a stack that there is room for, oldest first; at least one."""
+    found = stack.last(DETAILED)
+    sizes = accumulate(_drawn(item.notification) for item in reversed(found))
+    count = sum(1 for size in sizes if size <= ROOM)
+    return found[-max(count, 1) :]
+
+
+def _drawn(notification: Notification) -> int:
+    """Characters of a notification in the details, about."""
+    return min(len(notification.title), LONGEST) + min(len(notification.body), LONGEST)
+
+
 def originals(stack: Stack, now: datetime) -> Text:
     """The notifications themselves, oldest first."""
-    shown = stack.last(DETAILED)
+    shown = detailed(stack)
     text = Text()
     if len(stack) > len(shown):
         text.append(f"{len(stack) - len(shown):,} older ones are not shown.\n", style="dim")
@@ -201,7 +218,7 @@ def originals(stack: Stack, now: datetime) -> Text:
         text.append(f"{shown_time(item.time, now):>5}  ", style="dim")
         title, body = item.notification.title, item.notification.body
         if title and title not in (stack.app, stack.group):
-            text.append(title, style="bold")
+            text.append(title[:LONGEST], style="bold")
             text.append("  " if body else "")
         text.append(body[:LONGEST])
         if len(body) > LONGEST:

@@ -9,18 +9,24 @@ MOST_BYTES = 75_000
 """Of a text that all terminals with a clipboard take, in base 64 (tmux and xterm: 100,000)."""
 
 
-def outcome(text: str, environment: Mapping[str, str]) -> tuple[str, bool]:
-    """What to tell a person who copied ``text``, and whether it reaches other programs."""
+def outcome(text: str, environment: Mapping[str, str], saves: bool = True) -> tuple[str, bool]:
+    """What to tell a person who copied ``text``, and whether it reaches other programs.
+
+    Args:
+        saves: whether there is a key that saves it.
+    """
     said = f"Copied {len(text):,} characters"
     terminal = environment.get("TERM_PROGRAM", "")
     if environment.get("TERM", "dumb") in ("linux", "dumb") or terminal == "Apple_Terminal":
         return (
             f"{said} for this app alone: this terminal has no clipboard for programs."
-            " Save the text with F9, or select it with the mouse and Shift (Mac: Fn)",
+            f" {'Save the text with F9, or select' if saves else 'Select'} it with the mouse and"
+            " Shift (Mac: Fn)",
             False,
         )
     if len(text.encode("utf-8", "replace")) > MOST_BYTES:
-        return f"{said}: your terminal may refuse that many, then save them with F9", False
+        remedy = "save them with F9" if saves else "copy less"
+        return f"{said}: your terminal may refuse that many, then {remedy}", False
     return f"{said} to the terminal's clipboard", True
 
 

@@ -97,6 +97,14 @@ class Desk:
                 )
         return Job.on(CHANGING, self.text, start, end, instruction)
 
+    def again(self, job: Job, start: int, end: int) -> Job:
+        """``job`` once more; on the text as it is now where what it was for is there no more."""
+        grown = job.whole and job.base == job.source != self.text
+        if not grown and locate(self.text, job.source, job.start) is not None:
+            return job
+        now = Job.on(job.tool, self.text, start, end, *job.instructions[-1:])
+        return replace(now, attempt=job.attempt)
+
 
 def locate(text: str, part: str, near: int) -> int | None:
     """Where ``part`` stands in ``text``: ``near``, or the one other place that has it."""

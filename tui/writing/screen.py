@@ -252,11 +252,12 @@ class WritingScreen(TextScreen):
     def action_again(self) -> None:
         """Another answer, or the one that was stopped."""
         self.settle()
-        if self.unfinished is not None:
-            self.start(self.unfinished)
-        elif self.desk.result is not None:
+        job = self.unfinished
+        if job is None and self.desk.result is not None:
             job = self.desk.result.job
-            self.start(replace(job, attempt=job.attempt + 1))
+            job = replace(job, attempt=job.attempt + 1)
+        if job is not None:
+            self.start(self.desk.again(job, *self.editor.span))
 
     @on(ToolRow.Chosen)
     def use_tool(self, message: ToolRow.Chosen) -> None:

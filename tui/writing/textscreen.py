@@ -7,18 +7,16 @@ from pathlib import Path
 from typing import ClassVar
 
 from afm_mlx.tui.plain import plain
-from afm_mlx.tui.screen import AfmScreen
+from afm_mlx.tui.screen import LONG_NOTICE, AfmScreen
 from afm_mlx.tui.writing import clipboard, textfile
 from afm_mlx.tui.writing.files import FileDialog
-from afm_mlx.tui.writing.sheet import Editor, Sheet
+from afm_mlx.tui.writing.sheet import Editor
 from afm_mlx.tui.writing.textfile import TextFile
 
 from rich.text import Text
 from textual import on, work
 from textual.binding import Binding, BindingType
 from textual.widgets import TextArea
-
-LONG_NOTICE = 8
 
 
 class TextScreen(AfmScreen):
@@ -43,6 +41,8 @@ class TextScreen(AfmScreen):
             tooltip="Copy what is selected, else the result",
         ),
     ]  # fmt: skip
+
+    SAVES = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -152,11 +152,25 @@ class TextScreen(AfmScreen):
             if not await self.confirm(question, "UTF-8"):
                 return False
             file = replace(file, encoding="utf-8", mark=b"")
+        writing = asyncio.ensure_future(self._put(file, text))
+        try:
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:  # the thread writes on
+            writing.add_done_callback(self._written_late)
+            raise
+        return True
+
+    async def _put(self, file: TextFile, text: str) -> None:
         self.file = await asyncio.to_thread(textfile.write, file, text)
         self.saved = text
-        self.describe_text()
-        self.notify(f"Saved {file.path}", timeout=3, markup=False)
-        return True
+        if self.is_attached:  # or the app has ended
+            self.describe_text()
+            self.notify(f"Saved {file.path}", timeout=3, markup=False)
+
+    def _written_late(self, writing: asyncio.Future[None]) -> None:
+        error = None if writing.cancelled() else writing.exception()
+        if error is not None and self.is_attached:
+            self.report(error)
 
     async def may_leave(self) -> bool:
         question = f"{self.name_of_text} is not saved. End without it?"
@@ -166,21 +180,6 @@ class TextScreen(AfmScreen):
 
     def action_copy_text(self) -> None:
         self.copy(self.get_selected_text() or self.text_to_copy())
-
-    @on(Sheet.Copy)
-    def copy_selected(self, event: Sheet.Copy) -> None:
-        self.copy(event.text)
-
-    def copy(self, text: str) -> None:
-        """Copy ``text``, and say where it went."""
-        if not text:
-            return
-        self.app.copy_to_clipboard(text)
-        said, reaches = clipboard.outcome(text, os.environ)
-        if reaches:
-            self.notify(said, timeout=3, markup=False)
-        else:
-            self.notify(said, severity="warning", timeout=LONG_NOTICE, markup=False)
 
     @on(Editor.NothingToPaste)
     def nothing_to_paste(self) -> None:
