@@ -358,5 +358,9 @@ def measured(columns: Mapping[str, Figures]) -> str:
     for name in names:
         cells = [f"{c[name]:.3f}" if name in c else "" for c in columns.values()]
         lines.append(f"| {name.replace('_', ' ')} | " + " | ".join(cells) + " |")
-    said = "Loss on rows held out of training; all else on evaluation rows, which nothing here saw."
+    said = (
+        "Loss on rows held out of training; all else on evaluation rows, which no adapter was"
+        " trained on.\nAnswers of an adapter that have faults may be sampled again; those of the"
+        " model alone are not."
+    )
     return f"{MEASURED}\n{said}\n\n" + "\n".join(lines) + "\n"
