@@ -215,7 +215,7 @@ class Runner(VerticalScroll):
 
     # ---- the files of any run
 
-    async def watch(self, path: Path) -> None:
+    async def watch_run(self, path: Path) -> None:
         """Follow a run that was started elsewhere, for ever; one that is paused here stays so.
 
         Raises:

@@ -184,7 +184,7 @@ class DistillScreen(AfmScreen):
     def action_watch(self) -> None:
         """Follow the run in the folder, whoever started it."""
         if not self.runner.works:
-            self._work(partial(self.runner.watch, self.runner.order.folder), "follow")
+            self._work(partial(self.runner.watch_run, self.runner.order.folder), "follow")
 
     def _follow(self) -> None:
         self._work(partial(self.runner.follow, self.runner.order.folder), "follow")
