@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import Any, ClassVar
 
 from afm_mlx.errors import AFMError, InputError
+from afm_mlx.tui.dialog import Palette
 from afm_mlx.tui.help import Keys, Section, rows
 from afm_mlx.tui.models import ModelPicker
 from afm_mlx.tui.palette import Commands
@@ -182,6 +183,11 @@ class AfmApp(App[None]):
     async def _call_on(self, mode: str, call: Callable[[], object]) -> None:
         await self.action_go(mode)
         self.call_later(call)  # it may be a coroutine function or not
+
+    def action_command_palette(self) -> None:
+        """Show the command palette."""
+        if not Palette.is_open(self):
+            self.push_screen(Palette())
 
     def action_keys(self) -> None:
         """Show all keys."""

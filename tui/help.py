@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import ClassVar
 
+from afm_mlx.tui.dialog import Dialog
+
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -10,7 +12,6 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.dom import DOMNode
-from textual.screen import ModalScreen
 from textual.widgets import Static
 
 Section = tuple[str, list[tuple[str, str]]]
@@ -32,7 +33,7 @@ def rows(
         yield " ".join(dict.fromkeys(keys)), about
 
 
-class Keys(ModalScreen[None]):
+class Keys(Dialog[None]):
     """The keys, section by section."""
 
     BINDINGS: ClassVar[list[BindingType]] = [

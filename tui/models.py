@@ -1,7 +1,7 @@
 """The choice of a model: those on this machine, or a folder, a file, a repository of the Hub."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -9,6 +9,7 @@ from typing import ClassVar
 from afm_mlx import hub
 from afm_mlx.errors import AFMError
 from afm_mlx.hub import Installed
+from afm_mlx.tui.dialog import Dialog
 from afm_mlx.tui.plain import plain
 from afm_mlx.tui.services import Services, in_background
 
@@ -16,7 +17,6 @@ from huggingface_hub import constants
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
-from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, ProgressBar, Static
 from textual.widgets.option_list import Option
 
@@ -27,11 +27,16 @@ LOOK = 0.5
 def downloaded(source: str, cache: Path | None = None) -> int:
     """Bytes of a repository that are in the Hub's cache so far, unfinished files counted."""
     folder = (cache or Path(constants.HF_HUB_CACHE)) / f"models--{source.replace('/', '--')}"
+    return _size((folder / "blobs").glob("*"))
+
+
+def _size(files: Iterable[Path]) -> int:
+    """Bytes of the files that can be read; others may be removed or renamed meanwhile."""
     total = 0
-    for file in (folder / "blobs").glob("*"):
+    for file in files:
         try:
             total += file.stat().st_size
-        except FileNotFoundError:  # renamed meanwhile
+        except OSError:
             continue
     return total
 
@@ -40,10 +45,7 @@ def listed(folder: Path) -> list[Installed]:
     """Models on this machine: the embedded one, those of the Hub's cache, those in ``folder``."""
     own = (config.parent for config in sorted(folder.glob("*/config.json")))
     return hub.installed() + [
-        Installed(
-            str(path), "written here", sum(f.stat().st_size for f in path.glob("*")), str(path)
-        )
-        for path in own
+        Installed(str(path), "written here", _size(path.glob("*")), str(path)) for path in own
     ]
 
 
@@ -68,7 +70,7 @@ async def fetch(source: str | None, tell: Callable[[str], None]) -> None:
         waiting.cancel()
 
 
-class ModelPicker(ModalScreen[None]):
+class ModelPicker(Dialog[None]):
     """Models to choose from; stays open until one is in use."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -101,7 +103,10 @@ class ModelPicker(ModalScreen[None]):
             yield ProgressBar(show_eta=False, show_percentage=False)
 
     async def on_mount(self) -> None:
-        self.models = await asyncio.to_thread(listed, self.services.models)
+        try:
+            self.models = await asyncio.to_thread(listed, self.services.models)
+        except OSError as error:
+            self._say(f"the models cannot be listed: {error}; name one below")
         options = self.query_one(OptionList)
         for model in self.models:
             used = model.name == (self.services.settings.model or hub.DEFAULT_MODEL)

@@ -24,7 +24,11 @@ class Commands(Provider):
 
     async def startup(self) -> None:
         self.adapters = await self.afm.services.installed()
-        self.models = await asyncio.to_thread(listed, self.afm.services.models)
+        self.models: list[Model] = []
+        try:
+            self.models = await asyncio.to_thread(listed, self.afm.services.models)
+        except OSError as error:  # the other commands are there all the same
+            self.afm.report(error)
 
     @property
     def afm(self) -> "AfmApp":

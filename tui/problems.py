@@ -11,12 +11,12 @@ from typing import ClassVar
 from afm_mlx.errors import AFMError, first_line
 from afm_mlx.files import write_bytes
 from afm_mlx.tui import settings
+from afm_mlx.tui.dialog import Dialog
 from afm_mlx.tui.plain import plain
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
-from textual.screen import ModalScreen
 from textual.widgets import Static
 
 LOG_BYTES = 200_000
@@ -76,7 +76,7 @@ def log(found: Problem, file: Path) -> None:
     write_bytes(file, before + found.text.encode("utf-8", "replace"), new_folder=True)
 
 
-class Details(ModalScreen[None]):
+class Details(Dialog[None]):
     """All problems since the app began, newest first."""
 
     BINDINGS: ClassVar[list[BindingType]] = [

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, ClassVar, cast
 
+from afm_mlx.tui.dialog import Dialog
 from afm_mlx.tui.plain import plain
 from afm_mlx.tui.services import Services
 from afm_mlx.tui.status import StatusLine
@@ -17,7 +18,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.dom import DOMNode
 from textual.events import Resize
-from textual.screen import ModalScreen, Screen
+from textual.screen import Screen
 from textual.widgets import Button, Footer, Static
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ class AfmScreen(Screen[None]):
         return await self.afm.push_screen_wait(Question(question, yes))
 
 
-class Question(ModalScreen[bool]):
+class Question(Dialog[bool]):
     """A question with two answers; Escape is no."""
 
     BINDINGS: ClassVar[list[BindingType]] = [

@@ -3,20 +3,20 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
+from afm_mlx.tui.dialog import Dialog
 from afm_mlx.tui.panes import Field, values
 
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
-from textual.screen import ModalScreen
 from textual.widgets import Button, Input, Static
 
 Line = tuple[str, str, str, str]
 """Of a question: its name, label, value, and a hint."""
 
 
-class Lines(ModalScreen[dict[str, str] | None]):
+class Lines(Dialog[dict[str, str] | None]):
     """Lines to type in, by their names; ``None`` if nothing is to be done."""
 
     BINDINGS: ClassVar[list[BindingType]] = [

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from afm_mlx.tui.dialog import Dialog
 from afm_mlx.tui.inbox import Source
 from afm_mlx.tui.inbox.dbus import BusSource
 from afm_mlx.tui.inbox.demo import DemoSource
@@ -20,7 +21,6 @@ from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
-from textual.screen import ModalScreen
 from textual.widgets import Input, Label, OptionList
 from textual.widgets.option_list import Option
 
@@ -83,7 +83,7 @@ def changes(settings: Settings, choice: str) -> dict[str, Any]:
     return {"inbox": str(expanded(choice).absolute()), "recent": kept}
 
 
-class SourcePicker(ModalScreen[str | None]):
+class SourcePicker(Dialog[str | None]):
     """Sources to choose from; gives the name of an offer, the path of a file, or nothing."""
 
     BINDINGS: ClassVar[list[BindingType]] = [

@@ -3,17 +3,17 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
+from afm_mlx.tui.dialog import Dialog
 from afm_mlx.tui.plain import plain
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
-from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 
-class Ask(ModalScreen[str | None]):
+class Ask(Dialog[str | None]):
     """A line to type in, with suggestions below; Escape gives ``None``."""
 
     BINDINGS: ClassVar[list[BindingType]] = [

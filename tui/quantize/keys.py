@@ -28,6 +28,8 @@ BINDINGS: list[BindingType] = [
     _binding("e", "save_plan", "Save plan", "Save the plan under a name", show=False),
     _binding("l", "open_plan", "Open plan", "Open a plan that was saved", show=False),
 ]
+OF_ROWS = ("budget", "sort", "filter", "release", "undo")
+"""Actions that have no sense before there are rows."""
 COMMANDS = (
     ("Measure the model", "Times, bytes and energy, then all widths", "measure"),
     ("Open profile…", "A file that afm profile or this screen saved", "open"),

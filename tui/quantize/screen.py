@@ -5,6 +5,7 @@ that any change answers at once.
 """
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from afm_mlx.tui.plain import plain
 from afm_mlx.tui.quantize import keys, plans, rows, work
 from afm_mlx.tui.quantize.desk import Desk, frontier
 from afm_mlx.tui.quantize.dialogs import Ask
-from afm_mlx.tui.quantize.table import Budget, Operations
+from afm_mlx.tui.quantize.table import Budget, Filter, Operations
 from afm_mlx.tui.quantize.work import Options
 from afm_mlx.tui.screen import AfmScreen, Command
 from afm_mlx.tui.settings import expanded
@@ -45,7 +46,7 @@ class QuantizeScreen(AfmScreen):
     """Table, budget and plans."""
 
     AUTO_FOCUS = "Operations"
-    KEYS = (Operations,)
+    KEYS = (Operations, Filter)
     BINDINGS: ClassVar[list[BindingType]] = keys.BINDINGS
     DEFAULT_CSS = """
     QuantizeScreen #table { height: 1fr; }
@@ -83,7 +84,7 @@ class QuantizeScreen(AfmScreen):
             yield ProgressBar(show_eta=False)
         yield Static(NOTHING, id="nothing", markup=False)
         table = Vertical(
-            Input(placeholder="words of a name or kind", id="filter", compact=True),
+            Filter(),
             Operations(),
             Static(id="below", markup=False),
         )
@@ -107,6 +108,8 @@ class QuantizeScreen(AfmScreen):
             return self.working
         if action in ("measure", "apply"):
             return not self.working
+        if action in keys.OF_ROWS and self.desk is None:
+            return None
         return True
 
     # ---- what is shown
@@ -118,6 +121,7 @@ class QuantizeScreen(AfmScreen):
         known = self.desk is not None and self.desk.profile is desk.profile
         self.desk = desk
         self.remove_class("-nothing")
+        self.refresh_bindings()
         if not known:
             self.best = frontier(desk)
             self._arrange()
@@ -230,6 +234,8 @@ class QuantizeScreen(AfmScreen):
             return
         try:
             budget = float(text.replace(",", "."))
+            if not math.isfinite(budget):
+                raise ValueError(text)
         except ValueError as error:
             raise InputError(f"{text!r} is no number of bits: give one such as 3.5") from error
         self._change(lambda desk: desk.budgeted(budget))

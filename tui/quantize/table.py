@@ -15,7 +15,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.events import Resize
 from textual.message import Message
-from textual.widgets import DataTable, Static
+from textual.widgets import DataTable, Input, Static
 from textual.widgets.data_table import ColumnKey
 
 Cell = Text
@@ -62,7 +62,7 @@ class Operations(DataTable[Cell]):
         before, most = self.current, rows.largest(found)
         old = {x.name: x for x in self.shown}
         names = [x.name for x in found]
-        if old.keys() != set(names):  # slower: other rows
+        if old.keys() != set(names) or not self.columns:  # slower: other rows
             self.clear(columns=True)
             for column in COLUMNS:
                 self.add_column(_head(column, order), key=column)
@@ -103,6 +103,23 @@ def _head(column: str, order: str) -> Cell:
 def _cell(column: str, text: str) -> Cell:
     left = column in ("name", "sensitivity")
     return plain(text, justify="left" if left else "right", no_wrap=True)
+
+
+class Filter(Input):
+    """Words that the rows must have; Escape shows all rows again."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding(
+            "escape", "leave", "All rows", id="quantize.all", tooltip="Leave the filter: all rows"
+        ),
+    ]
+
+    def __init__(self) -> None:
+        super().__init__(placeholder="words of a name or kind", id="filter", compact=True)
+
+    async def action_leave(self) -> None:
+        self.value = ""
+        await self.action_submit()
 
 
 class Budget(Vertical):

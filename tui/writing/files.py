@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from afm_mlx.errors import AFMError, InputError
+from afm_mlx.tui.dialog import Dialog
 from afm_mlx.tui.plain import visible
 from afm_mlx.tui.writing.textfile import complete
 
@@ -16,7 +17,6 @@ from textual.actions import SkipAction
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
-from textual.screen import ModalScreen
 from textual.suggester import Suggester
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
@@ -50,7 +50,7 @@ class PathInput(Input):
         self.cursor_position = len(common)
 
 
-class FileDialog(ModalScreen[bool]):
+class FileDialog(Dialog[bool]):
     """Asks for a path and uses it; what is wrong with it is said here, to be corrected.
 
     Args:

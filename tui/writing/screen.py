@@ -27,8 +27,12 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal
 from textual.dom import DOMNode
+from textual.events import Resize
 from textual.message import Message
 from textual.widgets import Input, Tab, Tabs
+
+GRID = 44
+"""Columns from which on the tools stand in two rows; below, Textual cannot draw the narrowest."""
 
 Pane = Literal["text", "result"]
 
@@ -92,8 +96,10 @@ class WritingScreen(TextScreen):
     }
     WritingScreen.-narrow ToolRow Label { display: none; }
     WritingScreen.-narrow ToolRow Button { width: 100%; }
-    WritingScreen.-low ToolRow { layout: horizontal; height: 1; align-horizontal: left; }
-    WritingScreen.-low ToolRow Button { width: auto; }
+    WritingScreen.-low ToolRow, WritingScreen.-thin ToolRow {
+        layout: horizontal; height: 1; align-horizontal: left;
+    }
+    WritingScreen.-low ToolRow Button, WritingScreen.-thin ToolRow Button { width: auto; }
     WritingScreen.-low #remarks { max-height: 2; }
     WritingScreen #change { padding: 0 1; }
     """
@@ -134,6 +140,9 @@ class WritingScreen(TextScreen):
             yield ResultPane(id="result")
         yield ToolRow()
         yield Input(id="change", select_on_focus=False, compact=True)
+
+    def on_resize(self, event: Resize) -> None:
+        self.set_class(event.size.width < GRID, "-thin")
 
     def on_mount(self) -> None:
         self.query_one(Tabs).can_focus = False  # Ctrl+N goes to the other pane
