@@ -32,6 +32,8 @@ SILENCE = 30.0
 """Seconds without a sign of life after which a process counts as lost."""
 PATIENCE = 30.0
 """Seconds in which all processes must have found the first one."""
+_LATER = 5.0
+"""Seconds by which a connection's end may be noticed later than MLX notices it."""
 _BEAT, _BYE = b".", b"!"
 
 
@@ -60,7 +62,7 @@ def join(backend: str = "any") -> Iterator[Group | None]:
         yield group
         watch.leave()
     except RuntimeError:
-        time.sleep(2)  # MLX may have noticed the loss of a process first: let the watch say so
+        watch.let_say()
         raise
     finally:
         watch.close()
@@ -104,6 +106,7 @@ class _Watch:
     def __init__(self, group: Group) -> None:
         self.rank, self.size = group.rank(), group.size()
         self._left = False
+        self._lost = threading.Event()
         self._peers: dict[int, socket.socket] = {}
         if self.rank == 0:
             with socket.create_server(("", 0), backlog=self.size) as server:
@@ -129,6 +132,13 @@ class _Watch:
                 peer.sendall(_BYE)
         for thread in self._listeners:  # they end as the others have read it
             thread.join(2)
+
+    def let_say(self) -> None:
+        """End with the line of a lost process, if that is why MLX raised an error: it may have
+        noticed first."""
+        if self._lost.wait(_LATER):
+            for thread in self._listeners:  # one of them ends this process
+                thread.join()
 
     def close(self) -> None:
         """Hang up; who has not left before is lost to the others."""
@@ -187,6 +197,7 @@ class _Watch:
                 reason = f"has been silent for {SILENCE:g} s"
             except OSError:
                 pass
+        self._lost.set()
         time.sleep(0.3)  # the ring writes letter by letter what it thinks of the loss
         if self._left:
             return

@@ -6,6 +6,8 @@ prints its events as lines of JSON.
 """
 
 import json
+import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +21,7 @@ from afm_mlx.errors import AFMError
 from afm_mlx.model import Model
 from afm_mlx.model_args import ModelArgs
 from afm_mlx.saves import Saves
-from afm_mlx.training import Event, TrainingOptions, to_json, train
+from afm_mlx.training import Event, Step, TrainingOptions, to_json, train
 
 import mlx.core as mx
 import numpy as np
@@ -94,11 +96,14 @@ def events(
     )
 
 
-def main(folder: str, silence: float = parallel.SILENCE, **values: Any) -> None:
+def main(folder: str, silence: float = parallel.SILENCE, killed_at: int = 0, **values: Any) -> None:
+    """``killed_at`` is a step after which the process kills itself, whoever is late to read."""
     parallel.SILENCE = silence
     with parallel.join() as group:
         for event in events(Path(folder), group, **values):
             print(json.dumps(to_json(event)), flush=True)  # noqa: T201
+            if isinstance(event, Step) and event.step == killed_at:
+                os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":

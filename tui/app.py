@@ -113,7 +113,7 @@ class AfmApp(App[None]):
         self.services, self.problems = services, list[Problem]()
         self.log_file = log_file()
         self._screens, self._made = screens, dict[str, AfmScreen]()
-        self._written, self._leaving = services.written, False
+        self._written, self._leaving, self._ending = services.written, False, False
         self.alone = False
         self.start_mode = mode
         for name in SCREENS:
@@ -186,7 +186,7 @@ class AfmApp(App[None]):
 
     def action_command_palette(self) -> None:
         """Show the command palette."""
-        if not Palette.is_open(self):
+        if not any(isinstance(screen, Palette) for screen in self.screen_stack):
             self.push_screen(Palette())
 
     def action_keys(self) -> None:
@@ -276,11 +276,11 @@ class AfmApp(App[None]):
             self._leaving = True
             self.run_worker(self._leave(), name="leave")
         elif not isinstance(self.screen, ModalScreen):  # a question waits for its answer
-            self.exit()
+            self._end()
 
     def on_exit_app(self, event: ExitApp) -> None:
         """The end of a browser's tab: it ends the app as a person does."""
-        if not self._leaving:
+        if not self._ending:
             event.prevent_default()
             self._end_alone()
 
@@ -289,7 +289,17 @@ class AfmApp(App[None]):
         self.alone = True
         if isinstance(self.screen, Question):
             self.screen.dismiss(False)
-        self.call_later(self.action_quit)
+        self.call_later(self._leave_once)
+
+    async def _leave_once(self) -> None:
+        """Quit, unless that has begun: a machine that is shut down sends more than one signal, and
+        a second one is nobody's wish to end at once."""
+        if not self._leaving:
+            await self.action_quit()
+
+    def _end(self) -> None:
+        self._ending = True
+        self.exit()
 
     def _look_for_server(self, server: int) -> None:
         """A server that was killed tells nobody, and its apps would stay with their models."""
@@ -308,7 +318,7 @@ class AfmApp(App[None]):
             except Exception as error:  # of any screen: the others are to be asked too
                 self.report(error)
         await self.services.close()
-        self.exit()
+        self._end()
 
 
 def served() -> bool:

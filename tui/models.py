@@ -107,6 +107,8 @@ class ModelPicker(Dialog[None]):
             self.models = await asyncio.to_thread(listed, self.services.models)
         except OSError as error:
             self._say(f"the models cannot be listed: {error}; name one below")
+        if not self.query(OptionList):  # closed meanwhile
+            return
         options = self.query_one(OptionList)
         for model in self.models:
             used = model.name == (self.services.settings.model or hub.DEFAULT_MODEL)
@@ -143,7 +145,8 @@ class ModelPicker(Dialog[None]):
             self.remove_class("-working")
 
     def _say(self, text: str) -> None:
-        self.query_one("#said", Static).update(plain(text))
+        for said in self.query("#said").results(Static):  # none where this was closed meanwhile
+            said.update(plain(text))
 
     def action_stop(self) -> None:
         """Stop what runs; a download goes on where it stopped, the next time."""

@@ -7,6 +7,7 @@ prints its events as lines of JSON. FOLDER gets chat.jsonl, the adapter in out, 
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -81,13 +82,16 @@ def events(
     return train_adapter(checkpoint or base(), [data], training(place, **changes), group=group)
 
 
-def main(place: str, **changes: Any) -> None:
+def main(place: str, killed_at: int = 0, **changes: Any) -> None:
+    """``killed_at`` is a step after which the process kills itself, whoever is late to read."""
     with parallel.join() as group:
         for event in events(Path(place), group=group, **changes):
             line: dict[str, Any] = {"event": type(event).__name__}
             if isinstance(event, Step):
                 line |= {"step": event.step, "loss": event.loss}
             print(json.dumps(line), flush=True)  # noqa: T201
+            if isinstance(event, Step) and event.step == killed_at:
+                os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -129,17 +129,9 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     end(pupil.events(tmp_path / "whole"))
     place = tmp_path / "killed"
-    command = ["-m", "tests.adapters.pupil", json.dumps({"place": str(place)})]
-    process = subprocess.Popen(
-        [sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if json.loads(line).get("step") == 7:
-            process.send_signal(signal.SIGKILL)
-            break
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    arguments = json.dumps({"place": str(place), "killed_at": 7})
+    killed = subprocess.run([sys.executable, "-m", "tests.adapters.pupil", arguments], cwd=ROOT)
+    assert killed.returncode == -signal.SIGKILL
     checkpoint = pupil.base()
     before = checkpoint.model(TOKENS)
     found = list(pupil.events(place, checkpoint))
@@ -157,7 +149,7 @@ def test_two_processes_learn_as_one(tmp_path: Path) -> None:
     pupil.write(place / "chat.jsonl", pupil.rows())
     command = ["-m", "tests.adapters.pupil", json.dumps({"place": str(place)})]
     with ring(tmp_path, command, command) as processes:
-        (code, events, error), (code_b, events_b, error_b) = finish(processes, 120)
+        (code, events, error), (code_b, events_b, error_b) = finish(processes)
     assert (code, code_b) == (0, 0), error + error_b
     assert events[-1]["event"] == "Finished" and events_b[-1]["event"] != "Finished"
     assert not list((place / "cache" / "rank-1").glob("**/*.safetensors"))

@@ -34,7 +34,7 @@ def test_two_processes_distil_as_one(tmp_path: Path) -> None:
         ]
 
     with ring(tmp_path, command("both"), command("both")) as processes:
-        (code, events, error), (code_b, events_b, error_b) = finish(processes, 120)
+        (code, events, error), (code_b, events_b, error_b) = finish(processes)
     assert (code, code_b) == (0, 0), error + error_b
     assert not events_b and events[-1]["event"] == "finished"
     assert (tmp_path / "both" / "student" / "model.safetensors").exists()

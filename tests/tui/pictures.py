@@ -60,9 +60,10 @@ async def picture(pilot: Pilot[Any], name: str) -> None:
         file.write_text(now, encoding="utf-8")
         return
     assert file.is_file(), f"{file.name} is missing: write it with AFM_SNAPSHOTS=write"
-    wanted, wait = file.read_text(encoding="utf-8"), Wait(10.0)
+    wanted, wait = file.read_text(encoding="utf-8"), Wait()
     while (shown := drawing(app)) != wanted and not wait.over:
         await pilot.pause(0.05)
+        app.clear_notifications()  # of what came meanwhile
     assert shown == wanted, f"{file.name} differs\n" + "\n".join(differences(wanted, shown))
 
 

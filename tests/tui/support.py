@@ -28,11 +28,15 @@ from afm_mlx.tui.settings import Settings
 from tests.conftest import random_model, tiny_tokenizer
 
 from textual.app import App, ComposeResult
+from textual.message import Message
+from textual.notifications import Notification, Notify
 from textual.pilot import Pilot
 from textual.widgets import Input, Static
 
 PATIENCE = 30.0
 """Seconds that a busy machine gets."""
+HANGS = 600.0
+"""Seconds after which what should have ended never will."""
 SIZES = ((120, 36), (80, 24), (60, 20))
 """Columns and rows that every screen must do well at."""
 SNAPSHOTS = Path(__file__).parent / "snapshots"
@@ -74,7 +78,7 @@ async def take(source: Source, count: int, between: Callable[[int], None]) -> li
     found: list[News] = []
     news = source.follow()
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(HANGS):
             async for one in news:
                 found.append(one)
                 if len(found) == count:
@@ -91,10 +95,37 @@ def in_app(
     """Run ``test`` on a headless terminal of ``size``."""
 
     async def run() -> None:
-        async with app.run_test(size=size, notifications=True) as pilot:
-            await test(pilot)
+        try:
+            async with app.run_test(size=size, notifications=True) as pilot:
+                await test(pilot)
+        finally:
+            if isinstance(app, AfmApp):  # else its threads and model stay until the end of all
+                await app.services.close()
 
     asyncio.run(run())
+
+
+class Noted(AfmApp):
+    """The app, which keeps what it told: notifications go away after seconds.
+
+    Attributes:
+        told: all so far.
+    """
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.told: list[Notification] = []
+
+    def post_message(self, message: Message) -> bool:
+        if isinstance(message, Notify):
+            self.told.append(message.notification)
+        return super().post_message(message)
+
+
+def told(app: App[Any]) -> list[Notification]:
+    """All notifications so far of an app of :func:`app_with`."""
+    assert isinstance(app, Noted)
+    return app.told
 
 
 class Visitor:
@@ -112,7 +143,7 @@ class Visitor:
     @property
     def told(self) -> str:
         """All notifications so far."""
-        return "\n".join(n.message for n in self.app._notifications)
+        return "\n".join(n.message for n in told(self.app))
 
     def fill(self, **fields: object) -> None:
         """Write into fields by their names."""
@@ -224,7 +255,7 @@ def app_with(services: Services, **screens: type[AfmScreen]) -> AfmApp:
         return screens.get(mode, Blank)
 
     assert screens.keys() <= SCREENS.keys()
-    return AfmApp(services, known, next(iter(screens), AfmApp.DEFAULT_MODE))
+    return Noted(services, known, next(iter(screens), AfmApp.DEFAULT_MODE))
 
 
 # ---- snapshots

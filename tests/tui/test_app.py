@@ -27,12 +27,14 @@ from tests.tui.support import (
     screen_text,
     snapshot,
     tiny,
+    told,
     until,
 )
 
 import pytest
 from textual.app import ComposeResult
 from textual.binding import Binding
+from textual.messages import ExitApp
 from textual.pilot import Pilot
 from textual.widgets import Input, Static
 
@@ -48,7 +50,8 @@ class Screen(AfmScreen):
     def __init__(self) -> None:
         super().__init__()
         self.answers: list[bool] = []
-        self.left = False
+        self.leaving, self.left, self.may_go = False, False, asyncio.Event()
+        self.may_go.set()
         self.called = 0
 
     def compose_body(self) -> ComposeResult:
@@ -73,7 +76,8 @@ class Screen(AfmScreen):
         self.answers.append(await self.confirm("Delete [all] of it?"))
 
     async def leave(self) -> None:
-        await asyncio.sleep(0)
+        self.leaving = True
+        await self.may_go.wait()
         self.left = True
 
 
@@ -385,8 +389,6 @@ def test_the_end_lets_screens_keep_their_best(how: str) -> None:
             if how == "key":
                 await pilot.press("ctrl+q")
             else:
-                from textual.messages import ExitApp
-
                 app.post_message(ExitApp())
             await until(pilot, lambda: screen.left and not app.is_running)
         return screen
@@ -396,16 +398,45 @@ def test_the_end_lets_screens_keep_their_best(how: str) -> None:
         services.engine.call(lambda _: None)
 
 
+@pytest.mark.parametrize("how", ["signal", "tab"])
+def test_a_second_signal_cuts_nothing_short(how: str) -> None:
+    """A machine that is shut down sends two of them, and a lost server is missed again and again:
+    what ran lost its best. A person who quits a second time means it."""
+    app = app_with(services_there(), quantize=Screen)
+
+    async def test(pilot: Pilot[Any]) -> None:
+        screen = app.screen
+        assert isinstance(screen, Screen)
+        screen.may_go.clear()
+
+        def end() -> None:
+            if how == "signal":
+                app._end_alone()
+            else:
+                app.post_message(ExitApp())
+
+        end()
+        end()
+        await until(pilot, lambda: screen.leaving)
+        end()
+        await pilot.pause()
+        await pilot.pause()
+        assert app.is_running and not screen.left
+        screen.may_go.set()
+        await until(pilot, lambda: screen.left and not app.is_running)
+
+    in_app(app, test, (80, 24))
+
+
 def test_nothing_in_a_message_acts_on_the_terminal() -> None:
     app = app_with(services_there(), quantize=Screen)
 
     async def test(pilot: Pilot[Any]) -> None:
         app.report(InputError("\x1b]52;c;QQ==\x1b\\ is damaged"))
         app.notify("two\nlines", title="\x9b2J")
-        await until(pilot, lambda: len(app._notifications) == 2)
-        message, told = app._notifications
-        assert (message.message, told.message) == ("␛]52;c;QQ==␛\\ is damaged", "two\nlines")
-        assert told.title == "\ufffd2J"
+        error, note = told(app)
+        assert (error.message, note.message) == ("␛]52;c;QQ==␛\\ is damaged", "two\nlines")
+        assert note.title == "\ufffd2J"
         app.action_details()
         await until(pilot, lambda: "␛]52;c;QQ==␛" in screen_text(app))
         assert "\x1b" not in screen_text(app)

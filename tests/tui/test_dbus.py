@@ -21,6 +21,7 @@ from afm_mlx.tui.inbox.dbus import (
     parse_json,
     plain,
 )
+from tests.tui.support import HANGS
 
 import pytest
 
@@ -250,7 +251,7 @@ def test_a_real_bus(
         news = source.follow()
         sending = None
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(HANGS):
                 async for one in news:
                     if one.arrived:
                         return one.arrived[0]

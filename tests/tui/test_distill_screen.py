@@ -89,7 +89,7 @@ def visit(test: Any, size: tuple[int, int] = WIDE, screen: Any = Scripted) -> No
 
 def test_plan_run_pause_resume_stop(tmp_path: Path) -> None:
     async def test(person: Person) -> None:
-        person.fill(teacher="teacher", data="'a b.txt'", steps=4000, out=tmp_path / "out")
+        person.fill(teacher="teacher", data="'a b.txt'", steps=400_000, out=tmp_path / "out")
         await person.press("ctrl+n")
         await person.until(lambda: "8.00 GB: fits" in person.said)
         await person.state("")
@@ -131,7 +131,7 @@ def test_plan_run_pause_resume_stop(tmp_path: Path) -> None:
 def test_a_second_press_pauses_at_once(tmp_path: Path) -> None:
     # Saves may be minutes apart.
     async def test(person: Person) -> None:
-        person.fill(steps=4000, out=tmp_path / "out", more="--every 4000")
+        person.fill(steps=400_000, out=tmp_path / "out", more="--every 400000")
         await person.press("ctrl+r")
         await person.until(lambda: person.runner.watched.step > 2)
         await person.press("ctrl+t")
@@ -167,7 +167,7 @@ def test_quitting_ends_the_process(tmp_path: Path) -> None:
     found: list[Any] = []
 
     async def test(person: Person) -> None:
-        person.fill(steps=4000, out=tmp_path / "out")
+        person.fill(steps=400_000, out=tmp_path / "out")
         await person.press("ctrl+r")
         await person.until(lambda: person.runner.watched.saved)
         found.append(person.runner._process)
@@ -248,7 +248,9 @@ def test_the_command_does_what_the_screen_relies_on(tmp_path: Path) -> None:
         saved = max(e["step"] for e in first if e["event"] == "saved")
         assert first[0]["event"] == "plan" and first[-1]["event"] != "finished"
         second = await asyncio.wait_for(go(order.arguments(), saved + 2), HOURS)
-        assert [e["step"] for e in second if e["event"] == "resumed"] == [saved]
+        # An interrupt may come after a save and before it is told.
+        (resumed,) = [e["step"] for e in second if e["event"] == "resumed"]
+        assert resumed >= saved
         saved = max(e["step"] for e in second if e["event"] == "saved")
         third = await asyncio.wait_for(go(order.arguments(saved)), HOURS)
         assert third[-1]["event"] == "finished" and "step" not in {e["event"] for e in third}

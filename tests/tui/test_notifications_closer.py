@@ -26,7 +26,9 @@ from tests.tui.inbox_screen import (
     text,
 )
 from tests.tui.support import (
+    PATIENCE,
     tiny,
+    told,
     until,
 )
 
@@ -194,13 +196,15 @@ def test_an_app_that_is_switched_off(tmp_path: Path) -> None:
         for key in ("ctrl+r", "c"):
             await pilot.press(key)
             assert not found.working
-        await until(pilot, lambda: len(pilot.app._notifications) == 2)
+        await until(pilot, lambda: len(told(pilot.app)) == 2)
         await pilot.press("x")
         await settled(pilot)
         assert len(prompts(pilot, "[Mail]")) == 2
         await pilot.pause()
 
-    show(reading(path, switched_off=("Shop",)), test)
+    services = reading(path, switched_off=("Shop",))
+    show(services, test)
+    services.written.result(PATIENCE)
     kept = json.loads((tmp_path / "settings.json").read_text())
     assert kept["switched_off"] == ["Shop"]
 

@@ -20,7 +20,7 @@ from afm_mlx.tui import settings
 from afm_mlx.tui.services import Services, in_background
 from afm_mlx.tui.settings import AUTO, Settings
 from tests.adapters.made import random_adapter
-from tests.tui.support import ScriptedEngine, fake_services, tiny
+from tests.tui.support import HANGS, ScriptedEngine, fake_services, tiny
 
 import pytest
 
@@ -309,7 +309,7 @@ def test_closing_a_run_stops_the_engine() -> None:
         with pytest.raises(asyncio.CancelledError):
             await waiting
         free = services.engine.call(lambda _: "free")
-        assert await asyncio.wait_for(asyncio.wrap_future(free), 30) == "free"
+        assert await asyncio.wait_for(asyncio.wrap_future(free), HANGS) == "free"
         await services.close()
 
     go(work())

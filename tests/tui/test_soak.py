@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import resource
 import subprocess
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -42,10 +41,12 @@ class Seen:
 
 
 def resident() -> int:
-    """Bytes of this process that are in memory."""
-    statm = Path("/proc/self/statm")
-    if statm.exists():
-        return int(statm.read_text().split()[1]) * resource.getpagesize()
+    """Bytes of this process that are in memory; without those of files where that is known, of
+    which the system keeps as many as it likes."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        known = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return 1024 * int(known.get("RssAnon", known["VmRSS"]).split()[0])
     return 1024 * int(subprocess.check_output(["ps", "-o", "rss=", "-p", str(os.getpid())]))
 
 

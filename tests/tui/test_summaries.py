@@ -21,6 +21,7 @@ from afm_mlx.tui.inbox import Arrived, Inbox, Key
 from afm_mlx.tui.notifications.compare import Comparison, compare
 from afm_mlx.tui.notifications.summaries import AHEAD, Summaries
 from afm_mlx.tui.settings import AUTO, Choice
+from tests.tui.support import HANGS
 
 Say = Callable[[NotificationStack], str]
 
@@ -110,7 +111,7 @@ class Desk:
         return [body for name, body in self.door.asked if name == feature.name]
 
     def work(self) -> None:
-        asyncio.run(asyncio.wait_for(self.summaries.work(), 30))
+        asyncio.run(asyncio.wait_for(self.summaries.work(), HANGS))
 
 
 def test_a_stack_is_summarised_and_judged() -> None:
@@ -301,7 +302,7 @@ def test_begun_anew_while_it_runs() -> None:
         second = asyncio.create_task(desk.summaries.work())
         await asyncio.sleep(0)
         first.cancel()
-        await asyncio.wait([first, second], timeout=30)
+        await asyncio.wait([first, second], timeout=HANGS)
         assert first.cancelled() and second.exception() is None
 
     asyncio.run(twice())

@@ -96,8 +96,8 @@ class FileDialog(Dialog[bool]):
     @work(group="list", exclusive=True)
     async def _list(self, typed: str) -> None:
         found = await asyncio.to_thread(complete, typed)
-        options = self.query_one(OptionList)
-        options.set_options(Option(Text(visible(path))) for path in found[:MOST_SHOWN])
+        for options in self.query(OptionList):  # none where the dialog was closed meanwhile
+            options.set_options(Option(Text(visible(path))) for path in found[:MOST_SHOWN])
         self._found = found[:MOST_SHOWN]
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
@@ -117,7 +117,8 @@ class FileDialog(Dialog[bool]):
             if await self.use(Path(os.path.expanduser(typed))):
                 self.dismiss(True)
         except AFMError as error:
-            self.query_one(Static).update(Text(visible(f"✗ {error}")))
+            for said in self.query("Vertical > Static").results(Static):
+                said.update(Text(visible(f"✗ {error}")))
 
     def action_close(self) -> None:
         self.dismiss(False)
