@@ -186,7 +186,7 @@ class AfmApp(App[None]):
 
     def action_command_palette(self) -> None:
         """Show the command palette."""
-        if not Palette.is_open(self):
+        if not isinstance(self.screen, Palette):
             self.push_screen(Palette())
 
     def action_keys(self) -> None:
