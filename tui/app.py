@@ -186,7 +186,7 @@ class AfmApp(App[None]):
 
     def action_command_palette(self) -> None:
         """Show the command palette."""
-        if not any(isinstance(screen, Palette) for screen in self.screen_stack):
+        if not isinstance(self.screen, Palette):
             self.push_screen(Palette())
 
     def action_keys(self) -> None:

@@ -11,7 +11,6 @@ from afm_mlx.tui.models import ModelPicker
 from afm_mlx.tui.quantize.dialogs import Ask
 from afm_mlx.tui.quantize.screen import QuantizeScreen
 from afm_mlx.tui.quantize.table import Operations
-from afm_mlx.tui.screen import Question
 from afm_mlx.tui.writing.files import FileDialog
 from tests.tui.support import fake_services, in_app, screen_text, until
 from tests.tui.test_palette import first_found
@@ -73,17 +72,13 @@ def double_click(app: AfmApp, selector: str) -> None:
         ("quantize", ("o", "x")),
         ("adapters", ("ctrl+o", "x")),
         ("notifications", ("s",)),
-        ("writing", ("f7",)),
-        ("writing", ("f8",)),
     ],
 )
 def test_two_quick_answers_close_one_dialog(mode: str, keys: tuple[str, ...]) -> None:
-    last = "escape" if mode == "writing" else "enter"
-
     async def test(pilot: Pilot[Any], app: AfmApp) -> None:
         await pilot.press(*keys)
         await until(pilot, lambda: isinstance(app.screen, Dialog) and app.screen.is_mounted)
-        at_once(app, last, last)
+        at_once(app, "enter", "enter")
         await until(pilot, lambda: len(app.screen_stack) == 1)
         await pilot.pause(0.1)
         assert app.screen is app._made[mode]
@@ -91,19 +86,17 @@ def test_two_quick_answers_close_one_dialog(mode: str, keys: tuple[str, ...]) ->
     in_real_app(test, mode)
 
 
-@pytest.mark.parametrize("button", ["#yes", "#no"])
-def test_a_double_click_answers_a_question_once(button: str) -> None:
+def test_a_double_click_chooses_once() -> None:
     async def test(pilot: Pilot[Any], app: AfmApp) -> None:
-        answers: list[bool | None] = []
-        app.push_screen(Question("Really?"), answers.append)
-        await until(pilot, lambda: bool(app.screen.query(button)))
-        await pilot.pause()
-        double_click(app, button)
-        await until(pilot, lambda: answers)
+        await pilot.press("s")
+        await until(pilot, lambda: isinstance(app.screen, Dialog) and app.screen.is_mounted)
+        await until(pilot, lambda: app.screen.query_one(OptionList).region.height > 0)
+        double_click(app, "OptionList")
+        await until(pilot, lambda: len(app.screen_stack) == 1)
         await pilot.pause(0.1)
-        assert answers == [button == "#yes"] and len(app.screen_stack) == 1
+        assert app.screen is app._made["notifications"]
 
-    in_real_app(test)
+    in_real_app(test, "notifications")
 
 
 def test_the_palette_does_once_what_is_chosen() -> None:
