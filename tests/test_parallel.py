@@ -162,7 +162,7 @@ def test_a_lost_process_ends_the_others(
         processes[lost].send_signal(how)
         started = time.monotonic()
         ((code, _, error),) = finish([processes[1 - lost]])
-        assert time.monotonic() - started < LIMIT / 10
+        assert time.monotonic() - started < 10
     check_end(code, error, lost, reason)
     state = Saves(tmp_path / "disk0").load(trainee.learner(), None)
     assert state is not None and state.step >= 3 and state.step % 3 == 0
